@@ -1,0 +1,1 @@
+"""Hydra configuration: values only; names and types live in `kaggle_kit.train.config`."""

@@ -1,0 +1,107 @@
+"""What the label file says: a class index for each head of each train image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from kaggle_kit.errors import DataError, some_of
+from kaggle_kit.tables import Text, check_unique, read_columns, rows_of
+from kaggle_kit.task import Head, Task
+
+Classes = dict[str, npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Labels by id.
+
+    Attributes:
+        ids: (N,) image ids, no two alike.
+        classes: {head: (N,) int64 class indices}.
+        groups: (N,) group names from the task's `groups` column, or None.
+    """
+
+    ids: Text
+    classes: Classes
+    groups: Text | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Labels:
+        """Return the labels of these rows, in this order."""
+        groups = None if self.groups is None else self.groups[rows]
+        return Labels(ids=self.ids[rows], classes={h: v[rows] for h, v in self.classes.items()}, groups=groups)
+
+    def align(self, ids: Text) -> Labels:
+        """Return the labels of these ids, in this order.
+
+        Raises:
+            DataError: When an id has no label.
+        """
+        rows = rows_of(ids, self.ids)
+        if (rows < 0).any():
+            missing = ids[rows < 0]
+            raise DataError(
+                f"{len(missing):,} of {len(ids):,} images have no label: {some_of(missing)}; "
+                "check that images and label file belong together"
+            )
+        return self.take(rows)
+
+    def combinations(self) -> npt.NDArray[np.int64]:
+        """Return (N, heads) class indices, one column a head."""
+        return np.stack(list(self.classes.values()), axis=1)
+
+
+def read_labels(task: Task, root: Path) -> Labels:
+    """Read the task's label file.
+
+    Raises:
+        DataError: For a missing file or column, a repeated id, no rows, or a value that is none of a head's classes.
+    """
+    path = root / task.labels.file
+    columns = [task.labels.id, *task.heads]
+    if task.groups:
+        columns.append(task.groups)
+    table = read_columns(path, list(dict.fromkeys(columns)))
+    ids = table[task.labels.id]
+    if not len(ids):
+        raise DataError(f"{path} has no rows; expected one row a train image")
+    check_unique(ids, path)
+    classes = {name: class_indices(head, table[name], ids, path) for name, head in task.heads.items()}
+    return Labels(ids=ids, classes=classes, groups=table[task.groups] if task.groups else None)
+
+
+def class_indices(head: Head, values: Text, ids: Text, where: object) -> npt.NDArray[np.int64]:
+    """Return the class index of each value as files write it.
+
+    Raises:
+        DataError: Naming the first id whose value is none of the head's classes.
+    """
+    known = {value: index for index, value in enumerate(head.class_values)}
+    unique, inverse = np.unique(values, return_inverse=True)
+    indices = np.array([known.get(_without_point(str(value)), -1) for value in unique], np.int64)[inverse]
+    if (indices < 0).any():
+        row = int(np.argmax(indices < 0))
+        shown = ", ".join(head.class_values[:3]) + (" ..." if head.num_classes > 3 else "")
+        raise DataError(
+            f"{where}: head {head.name!r} of {str(ids[row])!r} is {str(values[row])!r}; expected one of its "
+            f"{head.num_classes} classes ({shown}); {int((indices < 0).sum()):,} row(s) in all, "
+            "mend the file or the task's `classes`"
+        )
+    return indices
+
+
+def _without_point(value: str) -> str:
+    """Return `3` for `3.0`: pandas writes integer columns so when one row was empty."""
+    return value[:-2] if value.endswith(".0") and value[:-2].isdigit() else value
+
+
+def unseen_combinations(labels: Labels, train: Labels) -> npt.NDArray[np.bool_]:
+    """Return (N,) True where a row's combination of heads does not occur in `train`."""
+    seen = {tuple(row) for row in train.combinations().tolist()}
+    return np.array([tuple(row) not in seen for row in labels.combinations().tolist()], bool)

@@ -1,0 +1,289 @@
+"""What a competition asks: heads, metric, files, submission form and limits, read from one YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from kaggle_kit.errors import SettingError, did_you_mean, some_of
+from kaggle_kit.settings import build, plain
+
+Metric = Literal["macro_recall", "accuracy", "macro_f1", "weighted_f1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """One thing to predict for an image.
+
+    Attributes:
+        name: The head's name: its label column, its ONNX output and its place in the submission.
+        classes: How many classes (label files then hold 0 to classes - 1), or their names.
+        values: What label and submission files write for each class, where that is not its name.
+        weight: The head's share in the competition's metric; any scale.
+        kind: How classes exclude each other.
+    """
+
+    name: str
+    classes: int | tuple[str, ...]
+    values: tuple[str | int, ...] | None = None
+    weight: float = 1.0
+    kind: Literal["multiclass"] = "multiclass"
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise SettingError(f"`classes` gives {self.num_classes} class(es); a head needs at least 2")
+        if len(set(self.class_names)) != self.num_classes:
+            raise SettingError("`classes` names a class twice; class names must differ")
+        if self.values is not None and len(set(map(str, self.values))) != self.num_classes:
+            raise SettingError(
+                f"`values` holds {len(set(map(str, self.values)))} different values for {self.num_classes} classes"
+            )
+        if not self.weight > 0:
+            raise SettingError(f"`weight` is {self.weight}; it must be above 0")
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes C."""
+        return self.classes if isinstance(self.classes, int) else len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names, in label order."""
+        return tuple(map(str, range(self.classes))) if isinstance(self.classes, int) else self.classes
+
+    @property
+    def class_values(self) -> tuple[str, ...]:
+        """C strings as label and submission files write them, in label order."""
+        return tuple(map(str, self.values)) if self.values is not None else self.class_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Where the competition keeps its images.
+
+    Attributes:
+        format: `wide_parquet`: one row an image, one column a pixel ("0", "1", ...); `files`: one file an image.
+        channels: 1 for gray, 3 for RGB.
+        train: wide_parquet: glob of the train shards.
+        test: wide_parquet: glob of the test shards.
+        height: wide_parquet: pixels.
+        width: wide_parquet: pixels.
+        folder: files: the folder of both train and test images, relative to the data folder.
+        test_list: files: the CSV that lists the test images.
+        id: The id column of the shards or of the test list.
+        suffix: files: what to add to an id for the file's name, such as ".png"; empty where ids are file names.
+    """
+
+    format: Literal["wide_parquet", "files"]
+    channels: Literal[1, 3] = 3
+    train: str = ""
+    test: str = ""
+    height: int = 0
+    width: int = 0
+    folder: str = ""
+    test_list: str = ""
+    id: str = "image_id"
+    suffix: str = ""
+
+    def __post_init__(self) -> None:
+        needed = {"wide_parquet": ("train", "test", "height", "width"), "files": ("folder", "test_list")}
+        for name in needed[self.format]:
+            if not getattr(self, name):
+                raise SettingError(f"`{name}` is missing; format {self.format!r} needs it")
+        for name in ("train", "test", "folder", "test_list"):
+            value = getattr(self, name)
+            if value.startswith(("/", "~")) or "://" in value or ".." in Path(value).parts:
+                raise SettingError(f"`{name}` is {value!r}; give a path below the data folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """The size the CPU stage brings every image to; it travels in the manifest.
+
+    Attributes:
+        height: Pixels.
+        width: Pixels.
+        fit: `none`: images must have this size already; `stretch`: resize both sides; `letterbox`: keep the
+            aspect ratio and pad evenly with `fill`.
+        fill: Gray value of letterbox padding, 0 to 255.
+    """
+
+    height: int
+    width: int
+    fit: Literal["none", "stretch", "letterbox"] = "none"
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.height <= 8192 and 0 < self.width <= 8192):
+            raise SettingError(f"stored size is {self.height} x {self.width}; each side must be 1 to 8192 pixels")
+        if not 0 <= self.fill <= 255:
+            raise SettingError(f"`fill` is {self.fill}; it must be 0 to 255")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """The CSV with one row a train image: an id column and one column a head."""
+
+    file: str = "train.csv"
+    id: str = "image_id"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmissionForm:
+    """How the competition wants its answer.
+
+    Attributes:
+        form: `row_per_head`: one row for each head of each image; `row_per_image`: one row an image, one column
+            a head.
+        file: The sample submission, relative to the data folder; its ids and their order are followed.
+        id: The id column.
+        row_id: row_per_head: how an id is written, from `{image_id}` and `{head}`.
+        target: The answer's column: row_per_head, or row_per_image with one head.
+    """
+
+    form: Literal["row_per_head", "row_per_image"]
+    file: str = "sample_submission.csv"
+    id: str = ""
+    row_id: str = "{image_id}_{head}"
+    target: str = "target"
+
+    def __post_init__(self) -> None:
+        if self.form == "row_per_head":
+            names = {name for _, name, _, _ in string.Formatter().parse(self.row_id) if name is not None}
+            if names != {"image_id", "head"}:
+                raise SettingError(f"`row_id` is {self.row_id!r}; it must hold {{image_id}} and {{head}} once each")
+
+    @property
+    def id_column(self) -> str:
+        """The id column's name: `row_id` by default where a row is a head."""
+        return self.id or ("row_id" if self.form == "row_per_head" else "image_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the submission kernel may use: hours of run time, the accelerator, gigabytes of memory."""
+
+    hours: float = 9.0
+    accelerator: str = "NvidiaTeslaT4"
+    memory_gb: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("hours", "memory_gb"):
+            if not getattr(self, name) > 0:
+                raise SettingError(f"`{name}` is {getattr(self, name)}; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A competition: what goes in, what is asked, how it is scored and answered."""
+
+    name: str
+    heads: dict[str, Head]
+    metric: Metric
+    images: Images
+    submission: SubmissionForm
+    labels: LabelFile = field(default_factory=LabelFile)
+    groups: str | None = None
+    stored: Stored | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not self.heads:
+            raise SettingError("`heads` is empty; name at least one thing to predict")
+        for key, head in self.heads.items():
+            if head.name != key:
+                raise SettingError(f"head `{key}` is named {head.name!r}; leave `name` out of the file")
+        if self.submission.form == "row_per_image" and len(self.heads) > 1 and self.submission.target != "target":
+            raise SettingError("`submission.target` names one column; with several heads their names are the columns")
+        if self.images.format == "wide_parquet":
+            wide = (self.images.height, self.images.width)
+            if self.stored is not None and self.stored.fit == "none" and self.stored_size != wide:
+                raise SettingError(
+                    f"`stored` is {self.stored_size} with fit none, but images are {wide}; use fit: stretch or letterbox"
+                )
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """The stored (height, width).
+
+        Raises:
+            SettingError: Before `stored` was worked out from the data.
+        """
+        if self.stored is None:
+            raise SettingError("`stored` is not known yet; add `stored: {height: ..., width: ..., fit: letterbox}`")
+        return self.stored.height, self.stored.width
+
+    def with_stored(self, stored: Stored) -> Task:
+        """Return this task with its stored size set."""
+        return dataclasses.replace(self, stored=stored)
+
+
+def task_from_plain(values: object) -> Task:
+    """Make a task from plain values, as `task_to_plain` or a YAML file gives them.
+
+    Raises:
+        SettingError: For anything that is not a task; the message names the dotted key.
+    """
+    if not isinstance(values, Mapping):
+        raise SettingError(f"a task is a mapping with name, heads, metric, ...; found {type(values).__name__}")
+    heads = values.get("heads")
+    if isinstance(heads, Mapping):
+        named = {str(k): {"name": str(k), **v} if isinstance(v, Mapping) else v for k, v in heads.items()}
+        values = {**values, "heads": named}
+    return build(Task, values)
+
+
+def task_to_plain(task: Task) -> dict[str, Any]:
+    """Return JSON-ready values that `task_from_plain` turns back into an equal task."""
+    values: dict[str, Any] = plain(task)
+    return values
+
+
+def read_task(name_or_path: str | Path) -> Task:
+    """Read a task from a YAML file, or by the name of a preset.
+
+    Args:
+        name_or_path: `bengali`, `ships`, `digits`, or the path of a `task.yaml`.
+
+    Raises:
+        SettingError: When there is no such file or preset, or it is not a valid task.
+    """
+    text, where = _task_text(name_or_path)
+    import yaml
+
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
+        raise SettingError(f"{where} is not valid YAML near line {line}; check its indentation and colons") from None
+    try:
+        return task_from_plain(values)
+    except SettingError as error:
+        raise SettingError(f"{where}: {error}") from None
+
+
+def preset_names() -> list[str]:
+    """Return the names that `read_task` knows without a file."""
+    folder = resources.files("kaggle_kit.tasks")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _task_text(name_or_path: str | Path) -> tuple[str, str]:
+    path = Path(name_or_path)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError:
+            raise SettingError(f"{path} is not UTF-8 text; expected a task in YAML") from None
+    presets = preset_names()
+    if str(name_or_path) in presets:
+        text = (resources.files("kaggle_kit.tasks") / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        return text, f"preset {name_or_path!r}"
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise SettingError(f"there is no task file {str(path)!r}; give its path, or a preset: {some_of(presets, 9)}")
+    raise SettingError(f"{str(name_or_path)!r} is no task preset{did_you_mean(str(name_or_path), presets)}")

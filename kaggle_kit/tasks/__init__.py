@@ -1,0 +1,1 @@
+"""Task presets: one YAML file a competition."""
