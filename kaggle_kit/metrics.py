@@ -34,6 +34,39 @@ class Score:
         return f"{self.total:.4f} ({parts})" if len(self.heads) > 1 else f"{self.total:.4f}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SplitScore:
+    """A score, and apart from each other what the train images show and do not show.
+
+    Attributes:
+        all: Over all images.
+        seen: Over images whose combination of heads occurs in train; None where there are none.
+        unseen: Over the other images; None where there are none.
+    """
+
+    all: Score
+    seen: Score | None
+    unseen: Score | None
+
+
+def score_split(task: Task, truth: Classes, decided: Classes, unseen: npt.NDArray[np.bool_]) -> SplitScore:
+    """Score all rows, and seen and unseen combinations of heads apart.
+
+    Args:
+        task: Gives the metric and the heads' weights.
+        truth: {head: (N,) class indices}.
+        decided: {head: (N,) class indices}, rows in the same order.
+        unseen: (N,) True where train does not show the row's combination.
+    """
+
+    def part(rows: npt.NDArray[np.bool_]) -> Score | None:
+        if not rows.any():
+            return None
+        return score_classes(task, {h: c[rows] for h, c in truth.items()}, {h: c[rows] for h, c in decided.items()})
+
+    return SplitScore(all=score_classes(task, truth, decided), seen=part(~unseen), unseen=part(unseen))
+
+
 def score_classes(task: Task, truth: Classes, decided: Classes) -> Score:
     """Score decided classes against the truth.
 
@@ -52,6 +85,22 @@ def score_classes(task: Task, truth: Classes, decided: Classes) -> Score:
     heads = {name: metric(truth[name], decided[name], head.num_classes) for name, head in task.heads.items()}
     weights = [head.weight for head in task.heads.values()]
     return Score(total=float(np.average(list(heads.values()), weights=weights)), heads=heads, rows=rows)
+
+
+def format_scores(scores: dict[str, SplitScore]) -> list[str]:
+    """Return a table: one row a score and part (all, seen, unseen), one column a head."""
+    heads = list(next(iter(scores.values())).all.heads)
+    head_widths = [max(len(head), 8) for head in heads]
+    titles = "  ".join(f"{head:>{width}}" for head, width in zip(heads, head_widths, strict=True))
+    lines = [f"{'score':<14}{'combinations':<14}{'images':>8}  {'total':>8}  {titles}"]
+    for name, split in scores.items():
+        for part in ("all", "seen", "unseen"):
+            score: Score | None = getattr(split, part)
+            if score is None:
+                continue
+            values = "  ".join(f"{score.heads[h]:>{w}.4f}" for h, w in zip(heads, head_widths, strict=True))
+            lines.append(f"{name:<14}{part:<14}{score.rows:>8,}  {score.total:>8.4f}  {values}")
+    return lines
 
 
 def confusion_matrix(truth: Ints, decided: Ints, num_classes: int) -> Ints:

@@ -79,7 +79,7 @@ def _convert(hint: Any, value: object, where: str) -> Any:
         _checked(isinstance(value, Mapping), hint, value, where)
         items = typing.cast("Mapping[str, object]", value).items()
         return {str(key): _convert(args[1], item, _join(where, str(key))) for key, item in items}
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where=where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from kaggle_kit.errors import SubmissionError, some_of
-from kaggle_kit.labels import Classes, class_indices
+from kaggle_kit.labels import Classes, Labels, class_indices, unseen_combinations
+from kaggle_kit.metrics import SplitScore, score_split
 from kaggle_kit.tables import Text, check_unique, read_columns, rows_of, write_rows
 from kaggle_kit.task import Task
 
@@ -134,6 +135,32 @@ def read_submission(task: Task, path: Path) -> tuple[Text, Classes]:
             raise SubmissionError(f"{path}: {some_of(ids[places < 0])} lack a row for head {name!r}; add it")
         decided[name] = class_indices(head, table[form.target][mine][places], ids, path)
     return ids, decided
+
+
+def score_submission(task: Task, submission: Path, solution: Path, *, train: Labels | None = None) -> SplitScore:
+    """Score a submission against the solution, joined by id.
+
+    Args:
+        task: The competition.
+        submission: The answer.
+        solution: The truth, in the form of a submission.
+        train: The train labels: with them, combinations that train shows and does not show are scored apart.
+
+    Raises:
+        DataError: When a file is missing or holds an unknown class.
+        SubmissionError: When the submission lacks an image of the solution.
+    """
+    ids, truth = read_submission(task, solution)
+    answered, decided = read_submission(task, submission)
+    rows = rows_of(ids, answered)
+    if (rows < 0).any():
+        missing = ids[rows < 0]
+        raise SubmissionError(
+            f"{submission} lacks {len(missing):,} of {len(ids):,} images of {solution}: {some_of(missing)}; predict them"
+        )
+    labels = Labels(ids=ids, classes=truth)
+    unseen = np.zeros(len(ids), bool) if train is None else unseen_combinations(labels, train)
+    return score_split(task, truth, {head: classes[rows] for head, classes in decided.items()}, unseen)
 
 
 def validate_submission(task: Task, path: Path, *, rows: Text) -> None:

@@ -198,13 +198,15 @@ class Task:
         for key, head in self.heads.items():
             if head.name != key:
                 raise SettingError(f"head `{key}` is named {head.name!r}; leave `name` out of the file")
-        if self.submission.form == "row_per_image" and len(self.heads) > 1 and self.submission.target != "target":
+        several = self.submission.form == "row_per_image" and len(self.heads) > 1
+        if several and self.submission.target != "target":
             raise SettingError("`submission.target` names one column; with several heads their names are the columns")
         if self.images.format == "wide_parquet":
             wide = (self.images.height, self.images.width)
             if self.stored is not None and self.stored.fit == "none" and self.stored_size != wide:
                 raise SettingError(
-                    f"`stored` is {self.stored_size} with fit none, but images are {wide}; use fit: stretch or letterbox"
+                    f"`stored` is {self.stored_size} with fit none, but images are {wide}; "
+                    "use fit: stretch or letterbox"
                 )
 
     @property

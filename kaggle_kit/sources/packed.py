@@ -49,13 +49,18 @@ class PackedSource:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __reduce__(self) -> tuple[type[PackedSource], tuple[Path]]:
+        """Pickle as the folder's path: a worker process maps the same pages instead of getting a copy."""
+        return PackedSource, (self._folder,)
+
     def describe(self) -> str:
         """Return where the images lie, for messages."""
         return str(self._folder)
 
     def read(self, row: int) -> Image:
         """Return image `row` without copying it: a read-only view of the page cache."""
-        return self._images[row]
+        image: Image = self._images[row]
+        return image
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield all images in row order, 32 MB at a time."""
@@ -100,7 +105,7 @@ def pack(source: Source, folder: Path, *, key: str, advance: Callable[[int], obj
 
 def _write_store(source: Source, folder: Path, key: str, advance: Callable[[int], object]) -> None:
     folder.chmod(0o755)
-    images = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
+    images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(source), *source.shape)
     )
     broken: dict[str, str] = {}

@@ -55,7 +55,7 @@ class WideParquetSource:
         self._lengths = [_check_shard(path, images) for path in self._shards]
         parts = [_read_ids(path, images.id) for path in self._shards]
         self.ids: Text = np.concatenate(parts) if parts else np.zeros(0, np.str_)
-        self.shape = (stored.height, stored.width, images.channels)
+        self.shape: tuple[int, int, int] = (stored.height, stored.width, images.channels)
         check_unique(self.ids, self.describe())
         self._cached: tuple[int, Image] | None = None
 
@@ -77,7 +77,8 @@ class WideParquetSource:
             self._cached = None
             parts = [self._fitted(pixels) for pixels in _read_pixels(self._shards[shard], self._images)]
             self._cached = (shard, np.concatenate(parts))
-        return self._cached[1][row - (int(ends[shard]) - self._lengths[shard])]
+        image: Image = self._cached[1][row - (int(ends[shard]) - self._lengths[shard])]
+        return image
 
     def chunks(self) -> Iterator[Chunk]:
         """Yield all images in row order, a row group of a shard at a time."""

@@ -1,0 +1,222 @@
+"""Runs and their blend to one bundle, shipped only when it reproduces what was chosen."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kaggle_kit.ensemble import Blend, blend_predictions, mean_probs
+from kaggle_kit.errors import BundleError, ExportError
+from kaggle_kit.export.onnx import export_onnx, measure_parity
+from kaggle_kit.labels import Labels
+from kaggle_kit.metrics import score_classes
+from kaggle_kit.pixels import encode_png
+from kaggle_kit.predictions import Predictions, Probs, concatenate
+from kaggle_kit.progress import progress_bar
+from kaggle_kit.runs import Run
+from kaggle_kit.runtime.backends import OnnxSession
+from kaggle_kit.runtime.bundle import (
+    MANIFEST,
+    Bundle,
+    Golden,
+    Member,
+    file_sha256,
+    open_bundle,
+    save_golden,
+    write_manifest,
+)
+from kaggle_kit.sources import PackedSource
+from kaggle_kit.tables import Text, rows_of
+from kaggle_kit.task import Task
+from kaggle_kit.train.checkpoint import load_checkpoint
+
+T = TypeVar("T", bound=np.generic)
+
+PARITY_ROWS = 500
+NUM_GOLDEN = 16
+SCORE_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Exported:
+    """A member and what it says of the sampled out-of-fold rows of its fold."""
+
+    member: Member
+    oof: Predictions
+
+
+def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: int = PARITY_ROWS) -> Bundle:
+    """Export every fold model of the blend's runs into one bundle.
+
+    Args:
+        runs: The blend's runs, trained folds and all.
+        blend: Their weights.
+        out: The bundle's folder; a bundle that is there is replaced.
+        parity_rows: Out-of-fold rows on which each member is compared with torch.
+
+    Returns:
+        The bundle, opened again from disk.
+
+    Raises:
+        BundleError: When runs do not fit together, `out` holds something else, or the bundle's score differs.
+        ExportError: When a member cannot be exported or gives other results.
+    """
+    task = _common_task(runs)
+    chosen = {run.name: run for run in runs}
+    absent = [name for name in blend.weights if name not in chosen]
+    if absent:
+        raise BundleError(f"the blend counts run {absent[0]!r}, which was not given; give all of {list(blend.weights)}")
+    oof = blend_predictions(blend, {name: chosen[name].oof() for name in blend.weights})
+    labels = runs[0].labels()
+    with _new_folder(out) as folder:
+        exported = _export_members([chosen[name] for name in blend.weights], blend, folder, parity_rows)
+        _check_score(task, blend, exported, oof, labels)
+        _write_golden(chosen[next(iter(blend.weights))], folder, exported, labels)
+        bundle = Bundle(
+            folder=folder,
+            task=task,
+            members=tuple(one.member for one in exported),
+            priors={head: tuple(_class_shares(labels, head, task)) for head in task.heads},
+            oof_score=score_classes(task, labels.align(oof.ids).classes, oof.decide()).total,
+            files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+        )
+        write_manifest(bundle)
+    return open_bundle(out)
+
+
+def _common_task(runs: Sequence[Run]) -> Task:
+    if not runs:
+        raise BundleError("no runs were given; name at least one run folder")
+    for run in runs[1:]:
+        if run.task != runs[0].task:
+            raise BundleError(
+                f"runs {runs[0].name!r} and {run.name!r} have different tasks or stored sizes; "
+                "a bundle holds members of one task that read the same images"
+            )
+    return runs[0].task
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `out` when the block ends without an error."""
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise BundleError(f"{out} is not empty and no bundle; choose another folder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _export_members(runs: Sequence[Run], blend: Blend, folder: Path, parity_rows: int) -> list[_Exported]:
+    exported = []
+    with progress_bar(sum(len(run.folds) for run in runs), "export", unit="member") as bar:
+        for run in runs:
+            for fold in sorted(run.folds):
+                weight = blend.weights[run.name] / len(run.folds)
+                exported.append(_export_member(run, fold, folder, weight=weight, parity_rows=parity_rows))
+                bar.update()
+    return exported
+
+
+def _export_member(run: Run, fold: int, folder: Path, *, weight: float, parity_rows: int) -> _Exported:
+    network, info = load_checkpoint(run.checkpoint(fold))
+    if info.task != run.task:
+        raise ExportError(f"{run.checkpoint(fold)} was trained for another task than {run.folder / 'run.json'} says")
+    source = PackedSource(run.packed)
+    folds = run.fold_table()
+    ids = _spread(folds.ids[folds.fold == fold], parity_rows)
+    path = folder / f"member_{run.name}_fold{fold}.onnx"
+    export_onnx(network, path, shape=source.shape)
+    parity, probs = measure_parity(network, path, source, _rows(ids, source))
+    member = Member(
+        file=path.name,
+        run=run.name,
+        fold=fold,
+        weight=weight,
+        score=info.score.total,
+        config_hash=info.config_hash,
+        parity=parity,
+    )
+    return _Exported(member=member, oof=Predictions(ids=ids, probs=probs))
+
+
+def _check_score(task: Task, blend: Blend, exported: Sequence[_Exported], oof: Predictions, labels: Labels) -> None:
+    """Refuse a bundle whose blend scores otherwise than the stored out-of-fold predictions, on the same rows."""
+    runs = {name: concatenate([one.oof for one in exported if one.member.run == name]) for name in blend.weights}
+    shared = np.array(sorted(set.intersection(*(set(part.ids.tolist()) for part in runs.values()))), np.str_)
+    if not len(shared):
+        raise BundleError("the runs' folds share no validation images; train them on the same fold file")
+    again = blend_predictions(blend, {name: part.align(shared) for name, part in runs.items()})
+    truth = labels.align(shared).classes
+    found = score_classes(task, truth, again.decide()).total
+    expected = score_classes(task, truth, oof.align(shared).decide()).total
+    if abs(found - expected) > SCORE_TOLERANCE:
+        raise BundleError(
+            f"the exported blend scores {found:.4f} on {len(shared):,} out-of-fold images, the runs scored "
+            f"{expected:.4f} there; checkpoints and oof.npz do not belong together, train again"
+        )
+
+
+def _write_golden(run: Run, folder: Path, exported: Sequence[_Exported], labels: Labels) -> None:
+    """Pick images that cover many classes, and record what the bundle says of them through ONNX."""
+    source = PackedSource(run.packed)
+    ids = _golden_ids(labels, source)
+    images = np.stack([source.read(row) for row in _rows(ids, source).tolist()])
+    encoded = tuple(_encoded(run, source, ids))
+    parts = [OnnxSession(folder / one.member.file).run(images) for one in exported]
+    probs: Probs = mean_probs(parts, [one.member.weight for one in exported])
+    save_golden(Golden(encoded=encoded, images=images, probs=probs), folder)
+
+
+def _golden_ids(labels: Labels, source: PackedSource) -> Text:
+    """Return ids that show each head's classes in turn, until there are enough."""
+    usable = np.isin(labels.ids, source.ids) & ~np.isin(labels.ids, list(source.broken))
+    chosen: dict[int, None] = {}
+    for classes in labels.classes.values():
+        _, first = np.unique(np.where(usable, classes, -1), return_index=True)
+        chosen |= dict.fromkeys(row for row in first.tolist() if usable[row])
+    return labels.ids[_spread(np.array(list(chosen), np.int64), NUM_GOLDEN)]
+
+
+def _encoded(run: Run, source: PackedSource, ids: Text) -> Iterator[bytes]:
+    """Yield the files as the competition ships them, or a lossless encoding where it ships raw pixels."""
+    images = run.task.images
+    for name in ids.tolist():
+        path = run.data / images.folder / f"{name}{images.suffix}"
+        if images.format == "files" and path.is_file():
+            yield path.read_bytes()
+        else:
+            yield encode_png(source.read(int(_rows(np.array([name]), source)[0])))
+
+
+def _class_shares(labels: Labels, head: str, task: Task) -> npt.NDArray[np.float64]:
+    counts = np.bincount(labels.classes[head], minlength=task.heads[head].num_classes)
+    return np.asarray(counts / counts.sum())
+
+
+def _rows(ids: Text, source: PackedSource) -> npt.NDArray[np.int64]:
+    rows = rows_of(ids, source.ids)
+    if (rows < 0).any():
+        raise BundleError(f"{source.describe()} lacks image {str(ids[rows < 0][0])!r}; pack the data again")
+    return rows
+
+
+def _spread(values: npt.NDArray[T], limit: int) -> npt.NDArray[T]:
+    """Return at most `limit` values, evenly spread."""
+    if len(values) <= limit:
+        return values
+    return values[np.linspace(0, len(values) - 1, limit).round().astype(np.int64)]

@@ -1,0 +1,129 @@
+"""A checkpoint to one self-contained .onnx file, measured against torch on real images."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from kaggle_kit.errors import ExportError, some_of
+from kaggle_kit.predictions import Probs
+from kaggle_kit.runtime.backends import INPUT, OnnxSession
+from kaggle_kit.runtime.bundle import Parity
+from kaggle_kit.sources import Source
+from kaggle_kit.tables import replacing
+from kaggle_kit.train.loop import predict_rows
+from kaggle_kit.train.model import Network
+
+OPSET = 18
+IR_VERSION = 10  # onnx 1.20+ writes 13, which older runtimes refuse
+MAX_ABS_DIFF = 1e-4
+TIE = 2e-4  # two best probabilities closer than this may change places
+ROWS_AT_ONCE = 64
+
+
+class ExportGraph(nn.Module):
+    """Stored uint8 images in, one tensor of probabilities per head out."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return a (B, C) float32 tensor per head from (B, H, W, channels) uint8."""
+        return tuple(logits.softmax(dim=1) for logits in self.network(image).values())
+
+
+def export_onnx(network: Network, path: Path, *, shape: tuple[int, int, int]) -> None:
+    """Write a network as one .onnx file: dynamic batch, opset 18, IR 10.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        path: The file to write; it appears whole or not at all.
+        shape: (H, W, C) of stored images.
+
+    Raises:
+        ExportError: When an operator cannot be exported, or onnxscript is missing.
+    """
+    import onnx
+
+    graph = ExportGraph(network).eval()
+    example = torch.zeros((2, *shape), dtype=torch.uint8)
+    names = list(network.heads)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                external_data=False,
+            )
+    except ImportError as error:
+        raise ExportError(f"export needs {error.name}; pip install 'kaggle_kit[train]'") from None
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        raise ExportError(f"{type(network.backbone).__name__} cannot be exported: {str(error)[:300]}") from None
+    assert program is not None
+    model = program.model_proto
+    model.ir_version = min(model.ir_version, IR_VERSION)
+    onnx.checker.check_model(model, full_check=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def measure_parity(network: Network, path: Path, source: Source, rows: npt.NDArray[np.int64]) -> tuple[Parity, Probs]:
+    """Compare an exported member with its torch network, in fp32, on real images.
+
+    Returns:
+        The parity, and the exported member's probabilities of these rows.
+
+    Raises:
+        ExportError: When a probability differs by more than 1e-4, or a decision changes that was no near tie.
+    """
+    session = OnnxSession(path)
+    parts = [
+        session.run(np.stack([source.read(int(row)) for row in rows[start : start + ROWS_AT_ONCE]]))
+        for start in range(0, len(rows), ROWS_AT_ONCE)
+    ]
+    exported = {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
+    expected = predict_rows(network, source, rows)
+    diff = max(float(np.abs(exported[head] - expected[head]).max()) for head in expected)
+    changed = {head: exported[head].argmax(axis=1) != expected[head].argmax(axis=1) for head in expected}
+    clear = [head for head in expected if (changed[head] & ~_is_tie(expected[head])).any()]
+    if diff > MAX_ABS_DIFF or clear:
+        raise ExportError(
+            f"{path.name} does not repeat its network on {len(rows):,} images: probabilities differ by up to "
+            f"{diff:.2e} (allowed {MAX_ABS_DIFF:.0e}), decisions of head(s) "
+            f"{some_of(clear) or 'none'} change; not shipped"
+        )
+    total = sum(int(flags.sum()) for flags in changed.values())
+    return Parity(rows=len(rows), max_abs_diff=diff, decisions_changed=total), exported
+
+
+def _is_tie(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    best = np.sort(probs, axis=1)[:, -2:]
+    return np.asarray(best[:, 1] - best[:, 0] <= TIE)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's step-by-step report and its libraries' deprecation notices off the screen."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,1 @@
+"""Kaggle: wheels, mounts and rehearsals."""

@@ -1,0 +1,324 @@
+"""Run a submission kernel at home as Kaggle will: offline, inputs read-only, on the hidden test, within limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kaggle_kit.errors import DataError, KitError, RehearsalError
+from kaggle_kit.labels import read_labels
+from kaggle_kit.metrics import SplitScore
+from kaggle_kit.platform import sandbox
+from kaggle_kit.platform.wheel import build_wheel
+from kaggle_kit.runtime.mounts import ROOT_VARIABLE
+from kaggle_kit.submission import expected_rows, score_submission, validate_submission
+from kaggle_kit.tables import read_columns
+from kaggle_kit.task import Task
+
+Answer = Literal[
+    "Complete",
+    "Notebook Timeout",
+    "Notebook Threw Exception",
+    "Notebook Exceeded Allowed Compute",
+    "Submission CSV Not Found",
+    "Submission Scoring Error",
+]
+NOT_MOUNTED = ("solution.csv", "defects.csv")
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")  # never credentials
+SUBMISSION = "submission.csv"
+POLL_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What Kaggle would have answered.
+
+    Attributes:
+        answer: In Kaggle's words.
+        detail: Why, where the answer is a failure.
+        seconds: Run time of the kernel here.
+        peak_memory_gb: Highest resident memory of the kernel here; 0 where the system does not tell.
+        isolation: How the network was taken away.
+        read_only: Whether writing to the inputs was impossible.
+        log: The kernel's output.
+        submission: The file it wrote.
+        score: Against the hidden solution, where there is one.
+    """
+
+    answer: Answer
+    detail: str
+    seconds: float
+    peak_memory_gb: float
+    isolation: str
+    read_only: bool
+    log: Path
+    submission: Path
+    score: SplitScore | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """How the child process ended."""
+
+    returncode: int
+    killed_for: Literal["", "time", "memory"]
+    seconds: float
+    peak_gb: float
+
+
+def rehearse(
+    kernel: Path,
+    task: Task,
+    *,
+    data: Path,
+    hidden: Path,
+    bundle: Path,
+    work: Path,
+    time_limit_s: float | None = None,
+    memory_gb: float | None = None,
+    echo: Callable[[str], object] = print,
+) -> Rehearsal:
+    """Rehearse a submission kernel.
+
+    Args:
+        kernel: The folder with `kernel-metadata.json` and the script it names.
+        task: The competition.
+        data: The competition's data folder.
+        hidden: Files that take the place of the visible test, and `solution.csv`.
+        bundle: Attached as a dataset, beside the running kit's own wheel.
+        work: The folder for mounts, log and submission; its earlier rehearsal is replaced.
+        time_limit_s: Seconds; None: the task's limit.
+        memory_gb: Gigabytes; None: the task's limit.
+        echo: Where the kernel's output goes, line by line.
+
+    Raises:
+        RehearsalError: When there is no kernel to run, or `work` holds something else.
+        DataError: When data or hidden test are incomplete.
+    """
+    script = _kernel_script(kernel)
+    root = _fresh_root(work)
+    competition = _mount_inputs(root, task, data=data, hidden=hidden, bundle=bundle)
+    namespaces = _namespaces_work(root / "input")
+    outcome = _run_kernel(
+        root,
+        script,
+        namespaces=namespaces,
+        time_limit_s=time_limit_s or task.limits.hours * 3600,
+        memory_gb=memory_gb or task.limits.memory_gb,
+        echo=echo,
+    )
+    submission = root / "working" / SUBMISSION
+    answer, detail = _kaggle_answer(task, outcome, root / "kernel.log", submission, competition)
+    return Rehearsal(
+        answer=answer,
+        detail=detail,
+        seconds=outcome.seconds,
+        peak_memory_gb=outcome.peak_gb,
+        isolation="network namespace" if namespaces else "sockets blocked in Python",
+        read_only=namespaces,
+        log=root / "kernel.log",
+        submission=submission,
+        score=_hidden_score(task, submission, hidden=hidden, data=data) if answer == "Complete" else None,
+    )
+
+
+def _kernel_script(kernel: Path) -> Path:
+    path = kernel / "kernel-metadata.json"
+    if not path.is_file():
+        raise RehearsalError(f"{kernel} is no kernel (no kernel-metadata.json); give a folder such as kernels/submit")
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        script = kernel / str(metadata["code_file"])
+    except (ValueError, KeyError, TypeError):
+        raise RehearsalError(f"{path} does not name a `code_file`; see kernels/submit for one that does") from None
+    if metadata.get("enable_internet", True):
+        raise RehearsalError(f"{path}: write `enable_internet: false`; Kaggle's own default is true")
+    if script.suffix != ".py" or not script.is_file():
+        raise RehearsalError(f"{path}: code_file {metadata['code_file']!r} is no Python script beside it")
+    return script.resolve()
+
+
+def _fresh_root(work: Path) -> Path:
+    marker = work / ".kaggle-kit-rehearsal"
+    if work.exists() and any(work.iterdir()):
+        if not marker.is_file():
+            raise RehearsalError(f"{work} is not empty and no rehearsal; choose another folder")
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    (work / "working").mkdir()
+    return work.resolve()
+
+
+def _mount_inputs(root: Path, task: Task, *, data: Path, hidden: Path, bundle: Path) -> Path:
+    """Lay out inputs as Kaggle mounts them; files are hard-linked where the disk allows it."""
+    competition = root / "input" / "competitions" / task.name
+    if not hidden.is_dir():
+        raise DataError(f"there is no hidden test {str(hidden)!r}; give a folder with test files and solution.csv")
+    replaced = {path.relative_to(data) for path in _visible_test(task, data)}
+    for path in _files_below(data):
+        if path.relative_to(data) not in replaced:
+            _link(path, competition / path.relative_to(data))
+    for path in _files_below(hidden):
+        if path.name not in NOT_MOUNTED:
+            _link(path, competition / path.relative_to(hidden))
+    for path in _files_below(bundle):
+        _link(path, root / "input" / "datasets" / "owner" / "kaggle-kit-bundle" / path.name)
+    wheels = root / "input" / "datasets" / "owner" / "kaggle-kit-wheel"
+    wheels.mkdir(parents=True)
+    build_wheel(wheels)
+    return competition
+
+
+def _visible_test(task: Task, data: Path) -> Iterator[Path]:
+    images = task.images
+    if images.format == "wide_parquet":
+        yield from data.glob(images.test)
+    else:
+        listed = read_columns(data / images.test_list, [images.id])[images.id]
+        yield from (data / images.folder / f"{name}{images.suffix}" for name in listed.tolist())
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+
+
+def _link(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:  # another disk, or a system without hard links
+        shutil.copy2(path, target)
+
+
+def _namespaces_work(folder: Path) -> bool:
+    """Try for real: many containers have `unshare` and forbid it."""
+    if shutil.which("unshare") is None or shutil.which("mount") is None:
+        return False
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
+        script.write("")
+        script.flush()
+        command = [*_in_namespaces(), sys.executable, sandbox.__file__, script.name, "--read-only", str(folder)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _in_namespaces() -> list[str]:
+    return ["unshare", "--user", "--map-root-user", "--net", "--mount"]
+
+
+def _run_kernel(
+    root: Path,
+    script: Path,
+    *,
+    namespaces: bool,
+    time_limit_s: float,
+    memory_gb: float,
+    echo: Callable[[str], object],
+) -> _Outcome:
+    command = [sys.executable, "-u", sandbox.__file__, str(script)]
+    command = (
+        [*_in_namespaces(), *command, "--read-only", str(root / "input")]
+        if namespaces
+        else [*command, "--block-sockets"]
+    )
+    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment |= {
+        ROOT_VARIABLE: str(root),
+        "HOME": str(root / "working"),
+        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        "KAGGLE_IS_COMPETITION_RERUN": "1",
+    }
+    log = root / "kernel.log"
+    with log.open("wb") as output:
+        started = time.monotonic()
+        child = subprocess.Popen(
+            command,
+            cwd=root / "working",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return _watch(child, log, started, time_limit_s=time_limit_s, memory_gb=memory_gb, echo=echo)
+
+
+def _watch(
+    child: subprocess.Popen[bytes],
+    log: Path,
+    started: float,
+    *,
+    time_limit_s: float,
+    memory_gb: float,
+    echo: Callable[[str], object],
+) -> _Outcome:
+    killed_for: Literal["", "time", "memory"] = ""
+    peak = 0.0
+    with log.open("r", encoding="utf-8", errors="replace") as lines:
+        while child.poll() is None:
+            time.sleep(POLL_S)
+            peak = max(peak, _peak_memory_gb(child.pid))
+            if not killed_for and time.monotonic() - started > time_limit_s:
+                killed_for = "time"
+            elif not killed_for and peak > memory_gb:
+                killed_for = "memory"
+            if killed_for:
+                _kill_group(child)
+            for line in lines:
+                echo(f"    {line.rstrip()}")
+        for line in lines:
+            echo(f"    {line.rstrip()}")
+    seconds = time.monotonic() - started
+    return _Outcome(returncode=child.returncode, killed_for=killed_for, seconds=seconds, peak_gb=peak)
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
+    if hasattr(os, "killpg"):
+        os.killpg(child.pid, signal.SIGKILL)
+    else:
+        child.kill()
+
+
+def _peak_memory_gb(pid: int) -> float:
+    """Return the highest resident memory so far, from /proc; 0 where there is none."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0.0
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return kilobytes[0] / (1 << 20) if kilobytes else 0.0
+
+
+def _kaggle_answer(task: Task, outcome: _Outcome, log: Path, submission: Path, competition: Path) -> tuple[Answer, str]:
+    if outcome.killed_for == "time":
+        return "Notebook Timeout", f"stopped after {outcome.seconds:.0f} s, its limit"
+    if outcome.killed_for == "memory":
+        return "Notebook Exceeded Allowed Compute", f"stopped at {outcome.peak_gb:.1f} GB of memory"
+    if outcome.returncode != 0:
+        text = log.read_text(encoding="utf-8", errors="replace").strip()
+        return "Notebook Threw Exception", text.splitlines()[-1] if text else f"exit code {outcome.returncode}"
+    if not submission.is_file():
+        return "Submission CSV Not Found", f"expected {submission.name} in the working folder"
+    try:
+        validate_submission(task, submission, rows=expected_rows(task, competition))
+    except KitError as error:
+        return "Submission Scoring Error", str(error)
+    return "Complete", ""
+
+
+def _hidden_score(task: Task, submission: Path, *, hidden: Path, data: Path) -> SplitScore | None:
+    solution = hidden / "solution.csv"
+    if not solution.is_file():
+        return None
+    return score_submission(task, submission, solution, train=read_labels(task, data))

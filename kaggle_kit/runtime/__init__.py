@@ -1,0 +1,1 @@
+"""The kernel side: open a bundle, predict, stay inside memory. No torch, no pandas."""

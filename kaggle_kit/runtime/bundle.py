@@ -1,0 +1,188 @@
+"""A bundle: one folder with everything a submission kernel needs, opened only when every byte is as written.
+
+    manifest.json       format, task, members with weights and parity, priors, out-of-fold score, SHA-256 of all files
+    member_*.onnx       uint8 stored images in, one (batch, C) output of probabilities per head
+    golden.npz          a few images with the probabilities they gave at home
+
+Flat names, no archives that an upload would unpack, nothing pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kaggle_kit
+from kaggle_kit.errors import BundleError, SettingError, some_of
+from kaggle_kit.pixels import Image
+from kaggle_kit.predictions import Probs
+from kaggle_kit.settings import build, plain
+from kaggle_kit.tables import replacing
+from kaggle_kit.task import Task, task_from_plain, task_to_plain
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+GOLDEN = "golden.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How well an exported member repeats its torch network on real images.
+
+    Attributes:
+        rows: Images compared.
+        max_abs_diff: Largest difference of a probability.
+        decisions_changed: Decisions that differ, over all heads.
+    """
+
+    rows: int
+    max_abs_diff: float
+    decisions_changed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One exported network.
+
+    Attributes:
+        file: Its .onnx file.
+        run: The run it comes from.
+        fold: The fold it was validated on.
+        weight: Its share in the blend; all members' sum to 1.
+        score: Of its checkpoint, on its validation fold.
+        config_hash: Of the settings it was trained with.
+        parity: Measured at export.
+    """
+
+    file: str
+    run: str
+    fold: int
+    weight: float
+    score: float
+    config_hash: str
+    parity: Parity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle.
+
+    Attributes:
+        folder: Where it lies.
+        task: The competition.
+        members: In running order.
+        priors: {head: C shares of the classes among the train labels}: what a broken image gets.
+        oof_score: The blend's score on out-of-fold predictions.
+        files: {name: SHA-256} of every other file.
+        kit_version: Of the kit that wrote it.
+    """
+
+    folder: Path
+    task: Task
+    members: tuple[Member, ...]
+    priors: dict[str, tuple[float, ...]]
+    oof_score: float
+    files: dict[str, str]
+    kit_version: str = kaggle_kit.__version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Images with the probabilities they gave at home.
+
+    Attributes:
+        encoded: Encoded files, as bytes.
+        images: (n, H, W, C) uint8: the same images at the stored size.
+        probs: The blend's {head: (n, C)}.
+    """
+
+    encoded: tuple[bytes, ...]
+    images: Image
+    probs: Probs
+
+
+def write_manifest(bundle: Bundle) -> None:
+    """Write `manifest.json`, atomically."""
+    values = {"format": FORMAT, "task": task_to_plain(bundle.task)}
+    names = ("kit_version", "oof_score", "members", "priors", "files")
+    values |= {name: plain(getattr(bundle, name)) for name in names}
+    with replacing(bundle.folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open a bundle after checking every file's hash.
+
+    Raises:
+        BundleError: Naming the file that is missing or changed, or the format that is not known.
+    """
+    bundle = _read_manifest(folder)
+    for name, expected in bundle.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{path} is missing; attach the whole bundle, or make it again with `kaggle-kit bundle`")
+        found = file_sha256(path)
+        if found != expected:
+            raise BundleError(
+                f"{path} has changed: SHA-256 is {found[:12]}..., the manifest says {expected[:12]}...; "
+                "copy it again, or make the bundle again"
+            )
+    return bundle
+
+
+def _read_manifest(folder: Path) -> Bundle:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is no bundle (no {MANIFEST}); make one with `kaggle-kit bundle`")
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}); copy it again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        found = values.get("format") if isinstance(values, dict) else None
+        raise BundleError(
+            f"{path} has bundle format {found}; kaggle_kit {kaggle_kit.__version__} reads {FORMAT}; "
+            "use the kit that wrote it, or make the bundle again"
+        )
+    values = {name: value for name, value in values.items() if name != "format"}
+    try:
+        task = task_from_plain(values.pop("task", None))
+        bundle = build(Bundle, {**values, "folder": folder, "task": task})
+    except SettingError as error:
+        raise BundleError(f"{path}: {error}; make the bundle again") from None
+    unlisted = [member.file for member in bundle.members if member.file not in bundle.files]
+    odd = [name for name in bundle.files if Path(name).name != name]
+    if unlisted or odd or not bundle.members:
+        raise BundleError(f"{path} lists no member, or files it may not: {some_of(unlisted + odd)}; make it again")
+    return bundle
+
+
+def save_golden(golden: Golden, folder: Path) -> None:
+    """Write the golden images and their probabilities."""
+    sizes = np.array([len(data) for data in golden.encoded], np.int64)
+    joined = np.frombuffer(b"".join(golden.encoded), np.uint8)
+    probs = {f"probs/{head}": values for head, values in golden.probs.items()}
+    with replacing(folder / GOLDEN) as temporary, temporary.open("wb") as file:
+        np.savez(file, encoded=joined, sizes=sizes, images=golden.images, **probs)  # type: ignore[arg-type]
+
+
+def load_golden(folder: Path) -> Golden:
+    """Read what `save_golden` wrote; its hash is checked by `open_bundle`."""
+    with np.load(folder / GOLDEN, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    ends = np.cumsum(arrays["sizes"])
+    joined = arrays["encoded"].tobytes()
+    encoded = tuple(joined[end - size : end] for size, end in zip(arrays["sizes"], ends, strict=True))
+    probs = {name.removeprefix("probs/"): value for name, value in arrays.items() if name.startswith("probs/")}
+    return Golden(encoded=encoded, images=arrays["images"], probs=probs)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,161 @@
+"""A bundle at work: images in, probabilities out, in bounded memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kaggle_kit.ensemble import mean_probs
+from kaggle_kit.errors import BundleError
+from kaggle_kit.pixels import Image, decode_image, to_stored
+from kaggle_kit.predictions import Predictions, Probs, concatenate
+from kaggle_kit.runtime.backends import OnnxSession, describe_provider
+from kaggle_kit.runtime.bundle import load_golden, open_bundle
+from kaggle_kit.sources import Source, check_ids, open_source
+from kaggle_kit.submission import expected_images, expected_rows, validate_submission, write_submission
+from kaggle_kit.tables import Text
+
+BATCH = 64
+LINE_EVERY_S = 15.0
+GOLDEN_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """What a bundle said of a source.
+
+    Attributes:
+        predictions: Probabilities of every image; the class priors for broken ones.
+        broken: {id: reason} of images that could not be read.
+        seconds: Wall time.
+    """
+
+    predictions: Predictions
+    broken: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+class Predictor:
+    """The members of a bundle, each in its own session."""
+
+    def __init__(self, folder: Path, *, say: Callable[[str], object] = print) -> None:
+        """Open a bundle and check it against its golden images.
+
+        Args:
+            folder: The bundle.
+            say: Where progress lines go.
+
+        Raises:
+            BundleError: When a file is missing or changed, or this machine computes something else.
+        """
+        self.bundle = open_bundle(folder)
+        self._say = say
+        self._sessions = [OnnxSession(folder / member.file) for member in self.bundle.members]
+        self._weights = [member.weight for member in self.bundle.members]
+        say(describe_provider(self._sessions[0].provider))
+        say(f"{len(self._sessions)} member(s); golden images agree to {self._check_golden():.1e}")
+
+    def run(self, images: Image) -> Probs:
+        """Return the blend's {head: (B, C) probabilities} of (B, H, W, C) uint8 stored images."""
+        return mean_probs([session.run(images) for session in self._sessions], self._weights)
+
+    def predict(self, source: Source) -> Predicted:
+        """Predict every image of a source, holding one chunk of images at a time.
+
+        A broken image gets the class priors and is counted.
+        """
+        started = said = time.monotonic()
+        parts = [self._no_predictions()]
+        broken: dict[str, str] = {}
+        done = 0
+        for chunk in source.chunks():
+            for start in range(0, len(chunk.ids), BATCH):
+                ids = chunk.ids[start : start + BATCH]
+                probs = self.run(chunk.images[start : start + BATCH])
+                parts.append(self._with_priors(ids, probs, chunk.broken))
+                done += len(ids)
+                if time.monotonic() - said > LINE_EVERY_S:
+                    said = time.monotonic()
+                    self._say(_progress_line(done, len(source), said - started))
+            broken |= chunk.broken
+        seconds = time.monotonic() - started
+        self._say(_progress_line(done, len(source), seconds))
+        return Predicted(predictions=concatenate(parts), broken=broken, seconds=seconds)
+
+    def _no_predictions(self) -> Predictions:
+        heads = self.bundle.task.heads.items()
+        empty = {name: np.zeros((0, head.num_classes), np.float32) for name, head in heads}
+        return Predictions(ids=np.zeros(0, np.str_), probs=empty)
+
+    def _with_priors(self, ids: Text, probs: Probs, broken: dict[str, str]) -> Predictions:
+        for row, name in enumerate(ids.tolist()):
+            if name in broken:
+                for head in probs:
+                    probs[head][row] = self.bundle.priors[head]
+        return Predictions(ids=ids, probs=probs)
+
+    def _check_golden(self) -> float:
+        """Return the largest difference from the probabilities computed at home."""
+        golden = load_golden(self.bundle.folder)
+        task = self.bundle.task
+        assert task.stored is not None
+        images = np.stack(
+            [to_stored(decode_image(data, channels=task.images.channels), task.stored) for data in golden.encoded]
+        )
+        probs = self.run(images)
+        worst = max(float(np.abs(probs[head] - golden.probs[head]).max()) for head in golden.probs)
+        if worst > GOLDEN_TOLERANCE:
+            pixels = int(np.abs(images.astype(np.int16) - golden.images).max())
+            raise BundleError(
+                f"golden images give probabilities {worst:.4f} away from home (allowed {GOLDEN_TOLERANCE}); their "
+                f"pixels differ by up to {pixels} of 255; this machine's OpenCV or onnxruntime computes something else"
+            )
+        return worst
+
+
+def predict_submission(folder: Path, data: Path, out: Path, *, say: Callable[[str], object] = print) -> Predicted:
+    """Write the submission of a bundle for a competition's test images, and check it.
+
+    Args:
+        folder: The bundle.
+        data: The competition's data folder.
+        out: The CSV file to write; it appears whole or not at all.
+        say: Where progress lines go.
+
+    Raises:
+        KitError: For anything wrong with bundle or data, before any time is spent where possible.
+    """
+    predictor = Predictor(folder, say=say)
+    task = predictor.bundle.task
+    rows = expected_rows(task, data)
+    source = open_source(task, "test", data, on_broken="blank")
+    check_ids(source, expected_images(task, rows), where=str(data / task.submission.file))
+    predicted = predictor.predict(source)
+    if predicted.broken:
+        name, reason = next(iter(predicted.broken.items()))
+        say(f"WARNING {len(predicted.broken):,} broken image(s) got the class priors; the first: {name}: {reason}")
+    predictions = predicted.predictions
+    write_submission(task, out, rows=rows, ids=predictions.ids, decided=predictions.decide())
+    validate_submission(task, out, rows=rows)
+    say(f"{out}: {len(rows):,} rows")
+    return predicted
+
+
+def _progress_line(done: int, total: int, seconds: float) -> str:
+    rate = done / seconds if seconds > 0 else 0.0
+    left = (total - done) / rate if rate else 0.0
+    return f"{done:,} of {total:,} images, {rate:,.0f} images/s, {left:,.0f} s left{_peak_memory()}"
+
+
+def _peak_memory() -> str:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    scale = 1 << 20 if sys.platform != "darwin" else 1 << 30  # kilobytes on Linux, bytes on macOS
+    return f", peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale:.1f} GB"

@@ -1,0 +1,1 @@
+"""Training: a flat loop on Lightning Fabric, and what it needs."""

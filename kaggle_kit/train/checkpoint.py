@@ -1,0 +1,116 @@
+"""Checkpoints: one safetensors file whose header holds the JSON that rebuilds the network. Nothing is pickled."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import kaggle_kit
+from kaggle_kit.errors import CheckpointError, SettingError
+from kaggle_kit.metrics import Score
+from kaggle_kit.settings import build, fingerprint, plain
+from kaggle_kit.tables import replacing
+from kaggle_kit.task import Task, task_from_plain, task_to_plain
+from kaggle_kit.train.config import TrainConfig
+from kaggle_kit.train.model import Network, build_network
+
+FORMAT = 1
+HEADER_KEY = "kaggle_kit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """Everything needed to rebuild a network but its weights.
+
+    Attributes:
+        task: The competition.
+        config: How it was trained.
+        fold: The fold it was validated on.
+        epoch: How many epochs it had seen.
+        score: On its validation fold.
+        kit_version: Of the kit that wrote it.
+    """
+
+    task: Task
+    config: TrainConfig
+    fold: int
+    epoch: int
+    score: Score
+    kit_version: str = kaggle_kit.__version__
+
+    @property
+    def config_hash(self) -> str:
+        """12 hexadecimal digits that change with any training setting."""
+        return fingerprint(self.config)
+
+
+def save_checkpoint(path: Path, network: Network, info: CheckpointInfo) -> None:
+    """Write weights and description to one file, atomically."""
+    from safetensors.torch import save_file
+
+    header = {
+        "format": FORMAT,
+        "kit_version": info.kit_version,
+        "task": task_to_plain(info.task),
+        "config": plain(info.config),
+        "config_hash": info.config_hash,
+        "fold": info.fold,
+        "epoch": info.epoch,
+        "score": plain(info.score),
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(weights, temporary, metadata={HEADER_KEY: json.dumps(header)})
+
+
+def load_checkpoint(path: Path) -> tuple[Network, CheckpointInfo]:
+    """Rebuild a network from its checkpoint, on the CPU and in evaluation mode.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged, of another format, or its weights do not fit.
+    """
+    header, weights = _read(path)
+    try:
+        info = CheckpointInfo(
+            task=task_from_plain(header["task"]),
+            config=build(TrainConfig, header["config"]),
+            fold=header["fold"],
+            epoch=header["epoch"],
+            score=build(Score, header["score"]),
+            kit_version=header["kit_version"],
+        )
+    except (KeyError, SettingError) as error:
+        raise CheckpointError(
+            f"{path}: its header does not read ({error}); was it written by another version?"
+        ) from None
+    network = build_network(info.task, info.config.model, load_pretrained=False)
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{path}: {len(missing)} tensor(s) of {info.config.model.name!r} are missing and {len(unexpected)} are "
+            f"unknown (first: {[*missing, *unexpected][0]!r}); the timm version may differ from the one that wrote it"
+        )
+    return network.eval(), info
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {str(path)!r}; train the fold first")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(HEADER_KEY)
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(text) if text else {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); train the fold again") from None
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {header.get('format')}; kaggle_kit {kaggle_kit.__version__} reads {FORMAT}"
+        )
+    return header, weights

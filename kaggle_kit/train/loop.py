@@ -1,0 +1,210 @@
+"""The training loop: one fold, top to bottom. Fabric supplies the device, precision and gradient scaling."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from kaggle_kit.errors import KitError
+from kaggle_kit.labels import Labels
+from kaggle_kit.metrics import Score, score_classes
+from kaggle_kit.predictions import Predictions, Probs
+from kaggle_kit.progress import progress_bar
+from kaggle_kit.sources import Source
+from kaggle_kit.tables import write_rows
+from kaggle_kit.task import Task
+from kaggle_kit.train.augment import make_augment
+from kaggle_kit.train.checkpoint import CheckpointInfo, save_checkpoint
+from kaggle_kit.train.config import TrainConfig
+from kaggle_kit.train.data import Batch, TrainStream, make_loader
+from kaggle_kit.train.model import Logits, build_network
+
+Ints = npt.NDArray[np.int64]
+EVAL_BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldResult:
+    """What training a fold gave.
+
+    Attributes:
+        score: The best epoch's, on the validation rows.
+        epoch: The best epoch, counted from 1.
+        seconds: Wall time.
+        oof: The best epoch's predictions of the validation rows.
+    """
+
+    score: Score
+    epoch: int
+    seconds: float
+    oof: Predictions
+
+
+def train_fold(
+    task: Task,
+    config: TrainConfig,
+    *,
+    source: Source,
+    labels: Labels,
+    train_rows: Ints,
+    valid_rows: Ints,
+    fold: int,
+    folder: Path,
+) -> FoldResult:
+    """Train one network and validate it after every epoch.
+
+    Writes `best.safetensors`, `last.safetensors`, `oof.npz` and `history.csv` into `folder`.
+
+    Args:
+        task: The competition, its stored size known.
+        config: The settings.
+        source: Images, (H, W, C) uint8 of the stored size.
+        labels: Aligned with the source: row i labels image i.
+        train_rows: Rows to train on.
+        valid_rows: Rows to validate on, in the order of the out-of-fold predictions.
+        fold: The fold's number, for the checkpoint and the progress bar.
+        folder: Where files go.
+
+    Raises:
+        KitError: When the loss is no longer a number.
+    """
+    started = time.perf_counter()
+    seed = config.seed * 1000 + fold
+    torch.manual_seed(seed)
+    fabric = make_fabric(config)
+    network = build_network(task, config.model)
+    stream = TrainStream(
+        source,
+        labels,
+        train_rows,
+        batch_size=config.loader.batch_size,
+        epochs=config.epochs,
+        seed=seed,
+        augment=make_augment(config, task),
+    )
+    optimizer, schedule = make_optimizer(network, config, num_steps=len(stream))
+    network.to(memory_format=torch.channels_last)
+    model, optimizer = fabric.setup(network, optimizer)
+    loader = fabric.setup_dataloaders(
+        make_loader(stream, num_workers=config.loader.num_workers, device=fabric.device), use_distributed_sampler=False
+    )
+    truth = {head: classes[valid_rows] for head, classes in labels.classes.items()}
+    history: list[list[object]] = []
+    best: tuple[Score, int, Probs] | None = None
+    loss_sum = torch.zeros((), device=fabric.device)
+    with progress_bar(len(stream), f"fold {fold}", unit="step") as bar:
+        model.train()
+        for step, batch in enumerate(loader):
+            loss = training_loss(task, config, model(batch.images), batch)
+            fabric.backward(loss)
+            fabric.clip_gradients(model, optimizer, max_norm=config.optim.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            loss_sum += loss.detach()
+            bar.update()
+            if (step + 1) % stream.steps_per_epoch:
+                continue
+            epoch = (step + 1) // stream.steps_per_epoch
+            mean_loss = _checked_loss(loss_sum, stream.steps_per_epoch, epoch)
+            probs = predict_rows(model, source, valid_rows)
+            score = score_classes(task, truth, {head: p.argmax(axis=1) for head, p in probs.items()})
+            info = CheckpointInfo(task=task, config=config, fold=fold, epoch=epoch, score=score)
+            if best is None or score.total > best[0].total:
+                best = (score, epoch, probs)
+                save_checkpoint(folder / "best.safetensors", network, info)
+            save_checkpoint(folder / "last.safetensors", network, info)
+            history.append([epoch, f"{mean_loss:.5f}", *_score_row(score), f"{time.perf_counter() - started:.1f}"])
+            write_rows(folder / "history.csv", ["epoch", "loss", "score", *task.heads, "seconds"], history)
+            bar.set_postfix_str(f"loss {mean_loss:.3f} score {score.total:.4f} best {best[0].total:.4f}")
+            loss_sum.zero_()
+            model.train()
+    assert best is not None
+    oof = Predictions(ids=labels.ids[valid_rows], probs=best[2])
+    oof.save(folder / "oof.npz")
+    return FoldResult(score=best[0], epoch=best[1], seconds=time.perf_counter() - started, oof=oof)
+
+
+def make_fabric(config: TrainConfig) -> Any:
+    """Return a launched Fabric on the best device there is, with the precision it can do."""
+    from lightning_fabric import Fabric
+
+    precision = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+    name = _best_precision() if config.precision == "auto" else config.precision
+    fabric = Fabric(accelerator="auto", devices=1, precision=precision[name])
+    fabric.launch()
+    return fabric
+
+
+def _best_precision() -> str:
+    if not torch.cuda.is_available():
+        return "fp32"
+    # torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated, as on T4.
+    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+
+
+def make_optimizer(
+    network: nn.Module, config: TrainConfig, *, num_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
+    """Return timm's optimizer, without decay on biases and norms, and a one-cycle schedule of `num_steps`."""
+    from timm.optim import create_optimizer_v2
+
+    optim = config.optim
+    optimizer = create_optimizer_v2(network, opt=optim.name, lr=optim.lr, weight_decay=optim.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=optim.lr, total_steps=num_steps + 1, pct_start=optim.warmup, cycle_momentum=False
+    )
+    return optimizer, schedule
+
+
+def training_loss(task: Task, config: TrainConfig, logits: Logits, batch: Batch) -> torch.Tensor:
+    """Return the mean over heads of the cross entropy, weighted as in the competition's metric."""
+    total = sum(head.weight for head in task.heads.values())
+    losses = [
+        head.weight
+        / total
+        * nn.functional.cross_entropy(
+            logits[name].float(), batch.labels[:, column], label_smoothing=config.loss.label_smoothing
+        )
+        for column, (name, head) in enumerate(task.heads.items())
+    ]
+    return torch.stack(losses).sum()
+
+
+@torch.inference_mode()
+def predict_rows(model: nn.Module, source: Source, rows: Ints, *, device: torch.device | None = None) -> Probs:
+    """Return {head: (rows, C) float32 probabilities} of these rows, in this order.
+
+    Args:
+        model: A `Network`, wrapped by Fabric or not; left in evaluation mode.
+        source: The images.
+        rows: Which ones.
+        device: Where the model lies; None: where its parameters are.
+    """
+    device = device or next(model.parameters()).device
+    model.eval()
+    parts: dict[str, list[npt.NDArray[np.float32]]] = {}
+    for start in range(0, len(rows), EVAL_BATCH):
+        images = np.stack([source.read(int(row)) for row in rows[start : start + EVAL_BATCH]])
+        for name, logits in model(torch.from_numpy(images).to(device)).items():
+            parts.setdefault(name, []).append(logits.float().softmax(dim=1).cpu().numpy())
+    return {name: np.concatenate(part) for name, part in parts.items()}
+
+
+def _checked_loss(loss_sum: torch.Tensor, num_steps: int, epoch: int) -> float:
+    loss = loss_sum.item() / num_steps
+    if not math.isfinite(loss):
+        raise KitError(f"the loss is {loss} in epoch {epoch}; lower `optim.lr`, or set `precision: fp32`")
+    return loss
+
+
+def _score_row(score: Score) -> list[str]:
+    return [f"{score.total:.6f}", *(f"{value:.6f}" for value in score.heads.values())]

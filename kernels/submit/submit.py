@@ -1,0 +1,33 @@
+"""Submission kernel: reads the attached bundle and the competition's test images, writes submission.csv.
+
+Attach the datasets with kaggle_kit's wheel, with onnxruntime's wheels and with the bundle; no internet, no edits.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(os.environ.get("KAGGLE_KIT_ROOT", "/kaggle"))
+
+
+def attached(pattern: str) -> list[Path]:
+    """Return the attached files that match, in today's mount layout or the older flat one."""
+    return [path for depth in ("*", "*/*", "*/*/*") for path in (ROOT / "input").glob(f"{depth}/{pattern}")]
+
+
+wheels = attached("kaggle_kit-*.whl") or sys.exit("no kaggle_kit-*.whl is attached: add the dataset that holds it")
+sys.path.insert(0, str(wheels[0]))
+if importlib.util.find_spec("onnxruntime") is None:  # Kaggle's image has none
+    found = attached(f"onnxruntime*-cp{sys.version_info.major}{sys.version_info.minor}-*.whl")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", *found], check=True)
+
+from kaggle_kit.runtime.bundle import MANIFEST, open_bundle  # noqa: E402
+from kaggle_kit.runtime.mounts import find_mounted  # noqa: E402
+from kaggle_kit.runtime.predictor import predict_submission  # noqa: E402
+
+print("kaggle_kit from", wheels[0], flush=True)
+bundle = find_mounted(MANIFEST)
+data = find_mounted(open_bundle(bundle).task.submission.file)
+predict_submission(bundle, data, ROOT / "working" / "submission.csv")
