@@ -43,12 +43,12 @@ class DemoSettings:
 
     num_train: int | None = None
     num_test: int | None = None
-    epochs: int = 14
+    epochs: int = 9
     models: tuple[str, ...] = ("test_resnet", "test_efficientnet")
     input_size: tuple[int, int] = (48, 80)
 
 
-FAST = DemoSettings(num_train=2000, num_test=1000, epochs=8)
+FAST = DemoSettings(num_train=1600, num_test=600, epochs=5)
 
 
 @dataclass(kw_only=True)

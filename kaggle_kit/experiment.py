@@ -12,6 +12,7 @@ from kaggle_kit.errors import KitError, SettingError, did_you_mean
 from kaggle_kit.settings import build
 from kaggle_kit.train.config import TrainConfig
 
+OWN_SETTINGS = ("task", "data", "folds", "out", "packed", "fold", "overwrite")
 SHORT_HELP = "task=TASK data=DIR folds=FILE out=DIR"
 
 
@@ -55,7 +56,7 @@ def compose_experiment(overrides: Sequence[str]) -> Experiment:
         raise SettingError(f"`fold` is {fold!r}; expected all, or a fold's number")
     if not isinstance(values["overwrite"], bool):
         raise SettingError(f"`overwrite` is {values['overwrite']!r}; expected true or false")
-    training = {name: value for name, value in values.items() if name in TrainConfig.__dataclass_fields__}
+    training = {name: value for name, value in values.items() if name not in OWN_SETTINGS}
     return Experiment(
         task=str(values["task"]),
         data=Path(str(values["data"])),

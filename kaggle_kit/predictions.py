@@ -75,7 +75,7 @@ class Predictions:
         if not path.is_file():
             raise PredictionError(f"{path} is missing; expected predictions written by `kaggle-kit train`")
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise PredictionError(f"{path} is damaged ({error}); make it again") from None

@@ -156,7 +156,8 @@ def score_submission(task: Task, submission: Path, solution: Path, *, train: Lab
     if (rows < 0).any():
         missing = ids[rows < 0]
         raise SubmissionError(
-            f"{submission} lacks {len(missing):,} of {len(ids):,} images of {solution}: {some_of(missing)}; predict them"
+            f"{submission} lacks {len(missing):,} of {len(ids):,} images of {solution}: "
+            f"{some_of(missing)}; predict them"
         )
     labels = Labels(ids=ids, classes=truth)
     unseen = np.zeros(len(ids), bool) if train is None else unseen_combinations(labels, train)

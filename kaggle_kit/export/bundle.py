@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.ensemble import Blend, blend_predictions, mean_probs
+from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, mean_probs
 from kaggle_kit.errors import BundleError, ExportError
 from kaggle_kit.export.onnx import export_onnx, measure_parity
 from kaggle_kit.labels import Labels
@@ -90,6 +90,22 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
         )
         write_manifest(bundle)
     return open_bundle(out)
+
+
+def export_runs(runs: Sequence[Run], out: Path, *, parity_rows: int = PARITY_ROWS) -> list[Member]:
+    """Export every fold model of some runs to a folder of .onnx files, each compared with torch; no bundle yet.
+
+    Args:
+        runs: Trained folds and all; every run counts the same.
+        out: The folder; .onnx files of the same names are replaced.
+        parity_rows: Out-of-fold rows on which each member is compared with torch.
+
+    Raises:
+        ExportError: When a member cannot be exported or gives other results.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    blend = equal_blend([run.name for run in runs])
+    return [one.member for one in _export_members(runs, blend, out, parity_rows)]
 
 
 def _common_task(runs: Sequence[Run]) -> Task:

@@ -158,7 +158,7 @@ def _read_manifest(folder: Path) -> Bundle:
     unlisted = [member.file for member in bundle.members if member.file not in bundle.files]
     odd = [name for name in bundle.files if Path(name).name != name]
     if unlisted or odd or not bundle.members:
-        raise BundleError(f"{path} lists no member, or files it may not: {some_of(unlisted + odd)}; make it again")
+        raise BundleError(f"{path} lists no member, or files it may not: {some_of(odd + unlisted)}; make it again")
     return bundle
 
 
@@ -173,7 +173,7 @@ def save_golden(golden: Golden, folder: Path) -> None:
 
 def load_golden(folder: Path) -> Golden:
     """Read what `save_golden` wrote; its hash is checked by `open_bundle`."""
-    with np.load(folder / GOLDEN, allow_pickle=False) as stored:
+    with (folder / GOLDEN).open("rb") as file, np.load(file, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     ends = np.cumsum(arrays["sizes"])
     joined = arrays["encoded"].tobytes()

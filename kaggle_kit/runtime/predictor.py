@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -153,9 +152,10 @@ def _progress_line(done: int, total: int, seconds: float) -> str:
 
 
 def _peak_memory() -> str:
+    # Not getrusage: after a fork its maximum starts at the parent's.
     try:
-        import resource
-    except ImportError:  # Windows
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:  # no Linux
         return ""
-    scale = 1 << 20 if sys.platform != "darwin" else 1 << 30  # kilobytes on Linux, bytes on macOS
-    return f", peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale:.1f} GB"
+    kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    return f", peak memory {kilobytes / (1 << 20):.2f} GB"

@@ -105,7 +105,7 @@ def train_fold(
         for step, batch in enumerate(loader):
             loss = training_loss(task, config, model(batch.images), batch)
             fabric.backward(loss)
-            fabric.clip_gradients(model, optimizer, max_norm=config.optim.clip_norm)
+            fabric.clip_gradients(model, optimizer, max_norm=config.optim.clip_norm, error_if_nonfinite=False)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()

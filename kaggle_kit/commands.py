@@ -1,0 +1,195 @@
+"""What each command of `kaggle-kit` does: parsed options in, a result for `--json` and an exit code out.
+
+Every command imports only what it needs, so that `predict` runs where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kaggle_kit.runtime.bundle import Member
+
+Result = dict[str, Any]
+DONE, CHECK_FAILED, USER_CAN_MEND = 0, 1, 2
+
+
+def demo(options: argparse.Namespace) -> tuple[Result, int]:
+    """Go the whole way on the sample competition."""
+    from kaggle_kit.demo import FAST, format_demo, run_demo
+
+    result = run_demo(options.out, FAST if options.fast else None)
+    print(format_demo(result))
+    stages = [{"stage": stage, "seconds": round(seconds, 2)} for stage, seconds, _ in result.stages]
+    parity = [dataclasses.asdict(member.parity) for member in result.bundle.members]
+    return {"stages": stages, "oof": result.oof, "hidden": result.hidden, "parity": parity, "out": result.folder}, DONE
+
+
+def sample(options: argparse.Namespace) -> tuple[Result, int]:
+    """Make a sample competition."""
+    from kaggle_kit.sample import make_sample
+
+    made = make_sample(options.kind, options.folder, seed=options.seed)
+    print(f"{made.data}: what the competitor sees; {made.hidden}: the hidden test; {made.task}: the task")
+    return {"data": made.data, "hidden": made.hidden, "task": made.task}, DONE
+
+
+def folds(options: argparse.Namespace) -> tuple[Result, int]:
+    """Divide the train images into folds."""
+    from kaggle_kit.folds import make_folds
+    from kaggle_kit.labels import read_labels
+    from kaggle_kit.task import read_task
+
+    labels = read_labels(read_task(options.task), options.data)
+    folds = make_folds(labels, options.scheme, num_folds=options.n, seed=options.seed)
+    folds.save(options.out)
+    sizes = [int((folds.fold == number).sum()) for number in range(folds.num_folds)]
+    unseen = int(folds.unseen.sum())
+    print(f"{options.out}: {folds.num_folds} {folds.scheme} folds of {sizes} images")
+    print(f"{unseen:,} of {len(labels):,} images show a combination of heads that no other fold shows")
+    return {"out": options.out, "sizes": sizes, "unseen": unseen, "data_hash": folds.data_hash}, DONE
+
+
+def pack(options: argparse.Namespace) -> tuple[Result, int]:
+    """Convert the train images once."""
+    from kaggle_kit.runs import pack_train
+    from kaggle_kit.sources import resolve_stored
+    from kaggle_kit.task import Stored, read_task
+
+    task = read_task(options.task)
+    if options.size:
+        task = task.with_stored(Stored(height=options.size[0], width=options.size[1], fit="letterbox"))
+    store = pack_train(resolve_stored(task, options.data), options.data, options.out)
+    print(f"{options.out}: {len(store):,} images of {' x '.join(map(str, store.shape))}, {len(store.broken)} broken")
+    for name, reason in list(store.broken.items())[:10]:
+        print(f"  broken: {name}: {reason}")
+    return {"out": options.out, "images": len(store), "shape": store.shape, "broken": store.broken}, DONE
+
+
+def train(options: argparse.Namespace) -> tuple[Result, int]:
+    """Train the folds of one model."""
+    from kaggle_kit.experiment import compose_experiment, describe_settings
+
+    if options.settings:
+        print(describe_settings())
+        return {}, DONE
+    experiment = compose_experiment(options.overrides)
+
+    from kaggle_kit.folds import Folds
+    from kaggle_kit.task import read_task
+    from kaggle_kit.train.crossval import train_run
+
+    run = train_run(
+        read_task(experiment.task),
+        experiment.train,
+        data=experiment.data,
+        folds=Folds.load(experiment.folds),
+        out=experiment.out,
+        packed=experiment.packed,
+        only=experiment.fold,
+        overwrite=experiment.overwrite,
+    )
+    for fold, summary in run.folds.items():
+        print(f"fold {fold}: {summary.score} at epoch {summary.epoch}, {summary.seconds:.0f} s")
+    print(f"{run.folder}: out-of-fold {run.score} on {run.score.rows:,} images")
+    return {"out": run.folder, "score": run.score, "folds": run.folds}, DONE
+
+
+def blend(options: argparse.Namespace) -> tuple[Result, int]:
+    """Combine runs."""
+    from kaggle_kit.ensemble import blend_predictions, equal_blend, save_blend
+    from kaggle_kit.metrics import score_classes
+    from kaggle_kit.runs import read_run
+
+    runs = [read_run(folder) for folder in options.runs]
+    blend = equal_blend([run.name for run in runs])
+    oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
+    score = score_classes(runs[0].task, runs[0].labels().align(oof.ids).classes, oof.decide())
+    save_blend(blend, options.out)
+    for run in runs:
+        print(f"{run.name}: out-of-fold {run.score}, weight {blend.weights[run.name]:.3f}")
+    print(f"{options.out}: mean of {len(runs)} run(s), out-of-fold {score}")
+    return {"out": options.out, "weights": blend.weights, "score": score}, DONE
+
+
+def export(options: argparse.Namespace) -> tuple[Result, int]:
+    """Export runs to .onnx files."""
+    from kaggle_kit.export.bundle import export_runs
+    from kaggle_kit.runs import read_run
+
+    members = export_runs([read_run(folder) for folder in options.runs], options.out)
+    _print_members(members)
+    return {"out": options.out, "members": members}, DONE
+
+
+def _print_members(members: Iterable[Member]) -> None:
+    for member in members:
+        parity = member.parity
+        print(
+            f"{member.file}: {parity.decisions_changed} decisions differ from torch on {parity.rows:,} images, "
+            f"probabilities by at most {parity.max_abs_diff:.1e}; weight {member.weight:.3f}"
+        )
+
+
+def bundle(options: argparse.Namespace) -> tuple[Result, int]:
+    """Export runs and their blend to one bundle."""
+    from kaggle_kit.ensemble import equal_blend, load_blend
+    from kaggle_kit.export.bundle import write_bundle
+    from kaggle_kit.runs import read_run
+
+    runs = [read_run(folder) for folder in options.runs]
+    chosen = load_blend(options.blend) if options.blend else equal_blend([run.name for run in runs])
+    written = write_bundle(runs, chosen, options.out)
+    _print_members(written.members)
+    print(f"{options.out}: {len(written.members)} member(s), out-of-fold {written.oof_score:.4f}")
+    return {"out": options.out, "members": written.members, "oof_score": written.oof_score}, DONE
+
+
+def predict(options: argparse.Namespace) -> tuple[Result, int]:
+    """Write a submission with a bundle."""
+    from kaggle_kit.runtime.predictor import predict_submission
+
+    predicted = predict_submission(options.bundle, options.data, options.out)
+    return {"out": options.out, "images": len(predicted.predictions), "broken": predicted.broken}, DONE
+
+
+def score(options: argparse.Namespace) -> tuple[Result, int]:
+    """Score a submission."""
+    from kaggle_kit.labels import read_labels
+    from kaggle_kit.metrics import format_scores
+    from kaggle_kit.submission import score_submission
+    from kaggle_kit.task import read_task
+
+    task = read_task(options.task)
+    train = read_labels(task, options.data) if options.data else None
+    score = score_submission(task, options.submission, options.solution, train=train)
+    print("\n".join(format_scores({task.metric: score})))
+    return {"metric": task.metric, "score": score}, DONE
+
+
+def rehearse(options: argparse.Namespace) -> tuple[Result, int]:
+    """Run a submission kernel as Kaggle will."""
+    from kaggle_kit.metrics import format_scores
+    from kaggle_kit.platform.rehearse import rehearse
+    from kaggle_kit.task import read_task
+
+    task = read_task(options.task)
+    result = rehearse(
+        options.kernel,
+        task,
+        data=options.data,
+        hidden=options.hidden,
+        bundle=options.bundle,
+        work=options.work,
+        time_limit_s=options.time_limit,
+        memory_gb=options.memory,
+    )
+    print(f"Kaggle would answer: {result.answer}{': ' + result.detail if result.detail else ''}")
+    inputs = "inputs read-only" if result.read_only else "inputs not protected from writing here"
+    print(f"{result.seconds:.1f} s, peak memory {result.peak_memory_gb:.2f} GB; {result.isolation}, {inputs}")
+    if result.score is not None:
+        print("\n".join(format_scores({"hidden test": result.score})))
+    return dataclasses.asdict(result), DONE if result.answer == "Complete" else CHECK_FAILED

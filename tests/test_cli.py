@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Toy
+
+from kaggle_kit import commands
+from kaggle_kit.cli import main, make_parser
+from kaggle_kit.runs import Run
+from kaggle_kit.task import task_to_plain
+
+COMMANDS = ("demo", "sample", "folds", "pack", "train", "blend", "export", "bundle", "predict", "score", "rehearse")
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def task_file(trained: tuple[Toy, list[Run]], tmp_path: Path) -> str:
+    import yaml
+
+    values = task_to_plain(trained[0].task)
+    for head in values["heads"].values():
+        del head["name"]
+    path = tmp_path / "task.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_the_exit_codes(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"example:\n  kaggle-kit {command}" in text
+    assert "exit code: 0 done" in text and "--json" in text
+
+
+def test_every_command_is_tested() -> None:
+    (choices,) = [a.choices for a in make_parser()._actions if a.choices]
+    assert tuple(choices) == COMMANDS
+
+
+def test_the_commands_go_the_whole_way(
+    trained: tuple[Toy, list[Run]], task_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy, _ = trained
+    data, out = str(toy.data), tmp_path / "out"
+    folds, runs, bundle = str(out / "folds.parquet"), str(out / "a"), str(out / "bundle")
+    assert main(["folds", task_file, data, "--out", folds, "--n", "2", "--json"]) == 0
+    assert last_json(capsys)["sizes"] == [24, 24]
+    assert main(["pack", task_file, data, "--out", str(out / "packed"), "--json"]) == 0
+    assert last_json(capsys)["shape"] == [24, 32, 1]
+    settings = ["model=tiny_resnet", "epochs=1", "loader.batch_size=8", f"packed={out / 'packed'}"]
+    train = ["train", f"task={task_file}", f"data={data}", f"folds={folds}", f"out={runs}", *settings, "--json"]
+    assert main(train) == 0
+    assert set(last_json(capsys)["folds"]) == {"0", "1"}
+    assert main(["blend", runs, "--out", str(out / "blend.json"), "--json"]) == 0
+    assert last_json(capsys)["weights"] == {"a": 1.0}
+    assert main(["export", runs, "--out", str(out / "onnx"), "--json"]) == 0
+    assert last_json(capsys)["members"][0]["file"] == "member_a_fold0.onnx"
+    assert main(["bundle", runs, "--blend", str(out / "blend.json"), "--out", bundle, "--json"]) == 0
+    assert len(last_json(capsys)["members"]) == 2
+    submission = str(out / "submission.csv")
+    assert main(["predict", bundle, str(toy.hidden), "--out", submission, "--json"]) == 0
+    assert last_json(capsys)["images"] == 9
+    solution = str(toy.hidden / "solution.csv")
+    assert main(["score", task_file, submission, solution, "--data", data, "--json"]) == 0
+    assert 0 <= last_json(capsys)["score"]["all"]["total"] <= 1
+    rehearse = ["rehearse", "kernels/submit", "--task", task_file, "--data", data, "--hidden", str(toy.hidden)]
+    rehearse += ["--bundle", bundle, "--work", str(out / "rehearsal"), "--json"]
+    assert main(rehearse) == 0
+    assert last_json(capsys)["answer"] == "Complete"
+    assert main([*rehearse, "--time-limit", "0.1s"]) == 1
+    assert last_json(capsys)["answer"] == "Notebook Timeout"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folds", "bengall", "x", "--out", "y"], "did you mean 'bengali'?"),
+        (
+            ["train", "task=digits", "data=x", "out=y", "folds=z", "optim.lrr=1"],
+            "`optim.lrr` is not a setting; did you mean 'optim.lr'?",
+        ),
+        (
+            ["train", "task=digits", "data=x", "out=y", "folds=z", "model=resnt50"],
+            "`model=resnt50` names no preset; did you mean 'resnet50'",
+        ),
+        (
+            ["train", "task=digits", "data=x", "out=y", "folds=z", "optim.lr=fast"],
+            "`optim.lr` is 'fast' (str); expected float",
+        ),
+        (["train", "task=digits", "data=x", "out=y", "folds=z", "augment=letter"], "did you mean 'letters'?"),
+        (
+            ["train", "task=digits", "data=x", "out=y", "folds=z", "+epoch=3"],
+            "`epoch` is not a setting; did you mean 'epochs'?",
+        ),
+        (
+            ["train", "task=digits", "data=x", "out=y", "folds=z", "fold=first"],
+            "`fold` is 'first'; expected all, or a fold's number",
+        ),
+        (["train", "task=digits", "data"], "Error parsing override 'data'"),
+        (["train", "task=digits"], "`data` is missing; give task=TASK data=DIR folds=FILE out=DIR"),
+        (["train", "task=digits", "data=x", "out=y", "folds=z"], "there is no fold file 'z'"),
+        (["blend", "nowhere", "--out", "b.json"], "nowhere holds no finished run"),
+        (["predict", "nowhere", "x", "--out", "s.csv"], "nowhere is no bundle"),
+    ],
+)
+def test_errors_are_one_line_and_exit_with_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("kaggle-kit: ") and message in line
+
+
+def test_errors_are_machine_readable_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "nowhere", "x", "--out", "s.csv", "--json"]) == 2
+    assert "is no bundle" in last_json(capsys)["error"]
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "nowhere", "x", "--out", "s.csv", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_torch(_options: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(commands, "demo", no_torch)
+    assert main(["demo"]) == 2
+    assert "this command needs torch; pip install 'kaggle_kit[train]'" in capsys.readouterr().err
+
+
+def test_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--settings"]) == 0
+    text = capsys.readouterr().out
+    assert "label_smoothing: 0.05" in text and "epochs: 20" in text
+
+
+def test_defaults_in_yaml_are_those_of_the_dataclasses() -> None:
+    from kaggle_kit.experiment import compose_experiment
+    from kaggle_kit.train.config import TrainConfig
+
+    made = compose_experiment(["task=digits", "data=x", "folds=y", "out=z"])
+    assert made.train == TrainConfig()
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(_options: object) -> None:
+        raise OSError(28, "No space left on device", "runs/a/last.safetensors")
+
+    monkeypatch.setattr(commands, "demo", full)
+    assert main(["demo"]) == 2
+    assert "No space left on device: runs/a/last.safetensors" in capsys.readouterr().err

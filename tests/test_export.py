@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import SIZE, Toy
+
+from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
+from kaggle_kit.errors import BundleError, ExportError
+from kaggle_kit.export.bundle import write_bundle
+from kaggle_kit.export.onnx import IR_VERSION, OPSET, measure_parity
+from kaggle_kit.predictions import Predictions
+from kaggle_kit.runs import Run, read_run
+from kaggle_kit.runtime.backends import OnnxSession
+from kaggle_kit.runtime.bundle import load_golden, open_bundle, write_manifest
+from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.sources import PackedSource
+from kaggle_kit.tables import rows_of
+from kaggle_kit.train.checkpoint import load_checkpoint
+
+
+def test_members_take_uint8_and_give_named_probabilities(bundle_folder: Path) -> None:
+    bundle = open_bundle(bundle_folder)
+    assert [member.weight for member in bundle.members] == [0.25] * 4
+    for member in bundle.members:
+        model = onnx.load(bundle_folder / member.file)
+        assert model.ir_version <= IR_VERSION and model.opset_import[0].version == OPSET
+        assert [value.name for value in model.graph.output] == ["root", "vowel"]
+        assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        for batch in (1, 7):
+            probs = OnnxSession(bundle_folder / member.file).run(np.zeros((batch, *SIZE, 1), np.uint8))
+            assert probs["root"].shape == (batch, 3)
+            assert np.allclose(probs["root"].sum(axis=1), 1, atol=1e-5)
+
+
+def test_members_repeat_their_networks(bundle_folder: Path) -> None:
+    for member in open_bundle(bundle_folder).members:
+        assert member.parity.rows == 24
+        assert member.parity.max_abs_diff < 1e-5
+        assert member.parity.decisions_changed == 0
+
+
+def test_the_runtime_gives_the_mean_of_the_torch_networks(trained: tuple[Toy, list[Run]], bundle_folder: Path) -> None:
+    _, runs = trained
+    store = PackedSource(runs[0].packed)
+    images = np.stack([store.read(row) for row in range(16)])
+    parts = []
+    for run in runs:
+        for fold in run.folds:
+            network, _ = load_checkpoint(run.checkpoint(fold))
+            with torch.inference_mode():
+                parts.append({h: v.softmax(1).numpy() for h, v in network(torch.from_numpy(images)).items()})
+    found = Predictor(bundle_folder, say=lambda _: None).run(images)
+    for head, probs in found.items():
+        assert np.abs(probs - np.mean([part[head] for part in parts], axis=0)).max() < 1e-5
+
+
+def test_the_out_of_fold_score_of_the_blend_is_in_the_manifest(
+    trained: tuple[Toy, list[Run]], bundle_folder: Path
+) -> None:
+    from kaggle_kit.metrics import score_classes
+
+    toy, runs = trained
+    oof = blend_predictions(equal_blend([run.name for run in runs]), {run.name: run.oof() for run in runs})
+    expected = score_classes(toy.task, runs[0].labels().align(oof.ids).classes, oof.decide())
+    assert open_bundle(bundle_folder).oof_score == pytest.approx(expected.total)
+
+
+def test_golden_images_show_every_class(trained: tuple[Toy, list[Run]], bundle_folder: Path) -> None:
+    golden = load_golden(bundle_folder)
+    assert len(golden.encoded) == len(golden.images) >= 3
+    assert set(golden.probs) == {"root", "vowel"}
+
+
+def copy_run(run: Run, folder: Path) -> Run:
+    return read_run(shutil.copytree(run.folder, folder / run.name))
+
+
+def test_a_bundle_that_does_not_reproduce_the_score_is_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    run = copy_run(trained[1][0], tmp_path)
+    oof = run.oof()
+    truth = run.labels().align(oof.ids).classes
+    perfect = {head: np.eye(probs.shape[1], dtype=np.float32)[truth[head]] for head, probs in oof.probs.items()}
+    Predictions(ids=oof.ids, probs=perfect).save(run.folder / "oof.npz")
+    with pytest.raises(BundleError, match=r"the exported blend scores .* the runs scored 1.0000 there"):
+        write_bundle([run], equal_blend([run.name]), tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == [run.name]
+
+
+def test_an_export_that_gives_other_results_is_refused(trained: tuple[Toy, list[Run]], bundle_folder: Path) -> None:
+    run = trained[1][0]
+    network, _ = load_checkpoint(run.checkpoint(0))
+    with torch.no_grad():
+        network.heads["root"].bias += torch.tensor([3.0, 0, 0])
+    store = PackedSource(run.packed)
+    path = bundle_folder / open_bundle(bundle_folder).members[0].file
+    with pytest.raises(ExportError, match=r"member_test_resnet_fold0.onnx does not repeat its network on 24 images"):
+        measure_parity(network, path, store, np.arange(24))
+
+
+def test_folders_of_other_things_are_never_replaced(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(BundleError, match="is not empty and no bundle"):
+        write_bundle(trained[1][:1], equal_blend([trained[1][0].name]), tmp_path)
+
+
+def test_a_blend_of_other_runs_is_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="the blend counts run 'other', which was not given"):
+        write_bundle(trained[1], Blend(weights={"other": 1.0}), tmp_path / "bundle")
+
+
+def test_images_missing_from_the_packed_store_are_named(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    run = copy_run(trained[1][0], tmp_path)
+    folds = run.fold_table()
+    object.__setattr__(folds, "ids", np.array([f"x{name}" for name in folds.ids]))
+    folds.save(run.folder / "folds.parquet")
+    with pytest.raises(BundleError, match="lacks image 'xTrain_"):
+        write_bundle([run], equal_blend([run.name]), tmp_path / "bundle")
+
+
+class TestOpening:
+    @pytest.fixture
+    def folder(self, bundle_folder: Path, tmp_path: Path) -> Path:
+        return shutil.copytree(bundle_folder, tmp_path / "bundle")
+
+    def test_one_changed_byte_is_named(self, folder: Path) -> None:
+        path = folder / "member_test_resnet_fold1.onnx"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(BundleError, match=r"member_test_resnet_fold1.onnx has changed: SHA-256 is"):
+            open_bundle(folder)
+
+    def test_a_missing_file_is_named(self, folder: Path) -> None:
+        (folder / "golden.npz").unlink()
+        with pytest.raises(BundleError, match=r"golden.npz is missing; attach the whole bundle"):
+            open_bundle(folder)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 1"),
+            ({"membres": []}, r"`membres` is not a setting; did you mean 'members'"),
+            ({"members": []}, "lists no member"),
+            ({"files": {"../x": "0"}}, r"files it may not: .*'../x'"),
+            ({"task": None}, "a task is a mapping"),
+        ],
+    )
+    def test_manifests_that_are_none_are_refused(self, folder: Path, change: dict[str, object], message: str) -> None:
+        path = folder / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(BundleError, match=message):
+            open_bundle(folder)
+
+    @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[]", "has bundle format None")])
+    def test_what_is_no_manifest_is_refused(self, folder: Path, text: str, message: str) -> None:
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(BundleError, match=message):
+            open_bundle(folder)
+
+    def test_a_folder_without_manifest_is_no_bundle(self, tmp_path: Path) -> None:
+        with pytest.raises(BundleError, match=r"is no bundle \(no manifest.json\)"):
+            open_bundle(tmp_path)
+
+    def test_golden_images_that_come_out_otherwise_stop_the_predictor(self, folder: Path) -> None:
+        from kaggle_kit.runtime.bundle import Golden, file_sha256, save_golden
+
+        golden = load_golden(folder)
+        probs = {head: 1 - values for head, values in golden.probs.items()}
+        save_golden(Golden(encoded=golden.encoded, images=golden.images, probs=probs), folder)
+        bundle = json.loads((folder / "manifest.json").read_text())
+        bundle["files"]["golden.npz"] = file_sha256(folder / "golden.npz")
+        (folder / "manifest.json").write_text(json.dumps(bundle))
+        with pytest.raises(BundleError, match=r"golden images give probabilities .* away from home"):
+            Predictor(folder, say=lambda _: None)
+
+    def test_a_member_that_is_no_onnx_is_named(self, folder: Path) -> None:
+        path = folder / "member_test_resnet_fold1.onnx"
+        path.write_bytes(b"nothing")
+        with pytest.raises(BundleError, match=r"member_test_resnet_fold1.onnx does not load in onnxruntime"):
+            OnnxSession(path)
+
+    def test_writing_the_manifest_again_gives_the_same_bundle(self, folder: Path) -> None:
+        before = open_bundle(folder)
+        write_manifest(before)
+        assert open_bundle(folder) == before
+
+
+def test_rows_of_is_minus_one_for_absent_ids() -> None:
+    assert rows_of(np.array(["b", "z"]), np.array(["a", "b"])).tolist() == [1, -1]
+    assert rows_of(np.array(["b"]), np.zeros(0, np.str_)).tolist() == [-1]

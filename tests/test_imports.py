@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Toy
+
+import kaggle_kit
+from kaggle_kit.runs import Run
+
+PACKAGE = Path(kaggle_kit.__file__).parent
+LAYERS = (
+    ("cli", "commands", "demo", "experiment"),
+    ("export", "folds", "platform", "progress", "runs", "sample", "sample_digits", "sample_ships", "train"),
+    ("runtime",),
+    (
+        "ensemble",
+        "errors",
+        "labels",
+        "metrics",
+        "pixels",
+        "predictions",
+        "settings",
+        "sources",
+        "submission",
+        "tables",
+        "task",
+    ),
+)
+KERNEL_SIDE = {"numpy", "pyarrow", "cv2", "yaml", "onnxruntime"}
+HEAVY = {"pyarrow", "cv2", "yaml", "onnxruntime"}
+BLOCKED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pandas",
+    "albumentations",
+    "sklearn",
+    "scipy",
+    "hydra",
+    "onnx",
+    "matplotlib",
+)
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if name not in ("__init__", "conf", "tasks"):
+            yield name, path
+
+
+def layer_of(name: str) -> int:
+    (layer,) = [number for number, names in enumerate(LAYERS) if name in names]
+    return layer
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize(("name", "path"), [pytest.param(n, p, id=str(p.relative_to(PACKAGE))) for n, p in modules()])
+def test_nothing_imports_upwards(name: str, path: Path) -> None:
+    for target in imported(ast.parse(path.read_text())):
+        inside = target.split(".")
+        if inside[0] == "kaggle_kit" and len(inside) > 1:
+            assert layer_of(inside[1]) >= layer_of(name), f"{path.name} imports {target}"
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, id=str(p.relative_to(PACKAGE))) for n, p in modules() if layer_of(n) >= 2]
+)
+def test_the_kernel_side_imports_only_what_a_kernel_has(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    outside = {name.split(".")[0] for name in imported(tree)} - set(sys.stdlib_module_names) - {"kaggle_kit"}
+    assert outside <= KERNEL_SIDE
+    top_level = {
+        name.split(".")[0]
+        for node in tree.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in imported(node)
+    }
+    assert not top_level & HEAVY
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, kaggle_kit, kaggle_kit.cli; print([m for m in sys.modules if m in ('numpy', 'torch', 'pandas')])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_only_experiment_imports_hydra() -> None:
+    users = {
+        path.name
+        for _, path in modules()
+        if any(n.split(".")[0] == "hydra" for n in imported(ast.parse(path.read_text())))
+    }
+    assert users == {"experiment.py"}
+
+
+def test_a_bundle_gives_a_submission_where_torch_and_its_like_are_blocked(
+    trained: tuple[Toy, list[Run]], bundle_folder: Path, tmp_path: Path
+) -> None:
+    code = f"""
+import sys
+for name in {BLOCKED!r}:
+    sys.modules[name] = None  # importing it now raises ImportError
+from pathlib import Path
+from kaggle_kit.runtime.predictor import predict_submission
+predict_submission(Path({str(bundle_folder)!r}), Path({str(trained[0].hidden)!r}), Path({str(tmp_path / "s.csv")!r}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 18

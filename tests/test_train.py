@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import SIZE, Toy, wide_task
+
+from kaggle_kit.errors import CheckpointError, DataError, KitError, SettingError
+from kaggle_kit.folds import make_folds
+from kaggle_kit.labels import read_labels
+from kaggle_kit.runs import Run, pack_train, read_run
+from kaggle_kit.sources import PackedSource
+from kaggle_kit.tables import rows_of
+from kaggle_kit.task import Stored
+from kaggle_kit.train.augment import Augment
+from kaggle_kit.train.checkpoint import load_checkpoint, save_checkpoint
+from kaggle_kit.train.config import LoaderConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
+from kaggle_kit.train.crossval import train_run
+from kaggle_kit.train.data import Batch, TrainStream, make_loader
+from kaggle_kit.train.loop import predict_rows, training_loss
+from kaggle_kit.train.model import Preprocess, build_network, resize_weights
+
+TINY = TrainConfig(
+    model=ModelConfig(name="test_efficientnet", input_size=(32, 48)), loader=LoaderConfig(batch_size=8), epochs=1
+)
+
+
+def train_tiny(toy: Toy, out: Path, config: TrainConfig = TINY, **options) -> Run:
+    folds = make_folds(read_labels(toy.task, toy.data), num_folds=2)
+    return train_run(toy.task, config, data=toy.data, folds=folds, out=out, **options)
+
+
+def make_stream(toy: Toy, tmp_path: Path, augment: str = "letters") -> TrainStream:
+    store = pack_train(toy.task, toy.data, tmp_path / "packed")
+    labels = read_labels(toy.task, toy.data).align(store.ids)
+    stored = Stored(height=SIZE[0], width=SIZE[1])
+    preset = Augment(augment, stored=stored)
+    return TrainStream(store, labels, np.arange(40), batch_size=16, epochs=3, seed=1, augment=preset)
+
+
+def test_resize_by_matrices_equals_opencv_by_area() -> None:
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (137, 236), dtype=np.uint8), (3, 3), 0)
+    expected = cv2.resize(image.astype(np.float32), (100, 64), interpolation=cv2.INTER_AREA)
+    found = resize_weights(137, 64) @ torch.from_numpy(image).float() @ resize_weights(236, 100).T
+    assert np.abs(found.numpy() - expected).max() < 1e-3 * 255
+
+
+def test_preprocess_normalises_and_resizes() -> None:
+    preprocess = Preprocess((10, 20), (16, 32), mean=[0.5], std=[0.25])
+    out = preprocess(torch.full((2, 10, 20, 1), 255, dtype=torch.uint8))
+    assert out.shape == (2, 1, 16, 32)
+    assert torch.allclose(out, torch.full_like(out, 2.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "resnet18"])
+def test_any_timm_backbone_gives_logits_for_every_head(name: str) -> None:
+    network = build_network(wide_task(), ModelConfig(name=name, input_size=(64, 64))).eval()
+    with torch.inference_mode():
+        logits = network(torch.zeros((2, *SIZE, 1), dtype=torch.uint8))
+    assert {head: tuple(values.shape) for head, values in logits.items()} == {"root": (2, 3), "vowel": (2, 2)}
+
+
+def test_unknown_backbones_are_named() -> None:
+    with pytest.raises(SettingError, match=r"`model.name` is 'resnet19', which timm .* did you mean 'resnet\d+'"):
+        build_network(wide_task(), ModelConfig(name="resnet19"))
+
+
+def test_pretrained_weights_that_cannot_be_had_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def offline(*_arguments: object, **_options: object) -> None:
+        raise OSError("cannot reach the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(
+        CheckpointError, match=r"pretrained weights of 'resnet18' cannot be had \(cannot reach the hub\)"
+    ):
+        build_network(wide_task(), ModelConfig(name="resnet18", pretrained=True))
+
+
+def test_every_row_comes_once_an_epoch_and_epochs_differ(wide: Toy, tmp_path: Path) -> None:
+    stream = make_stream(wide, tmp_path, "none")
+    assert stream.steps_per_epoch == 2 and len(stream) == 6
+    first, second = stream[0].images, stream[2].images
+    assert first.shape == (16, *SIZE, 1) and first.dtype == torch.uint8
+    assert not torch.equal(first, second)
+    assert torch.equal(first, stream[0].images)
+
+
+def test_batches_are_the_same_whatever_the_number_of_workers(wide: Toy, tmp_path: Path) -> None:
+    stream = make_stream(wide, tmp_path)
+    cpu = torch.device("cpu")
+    alone = list(make_loader(stream, num_workers=0, device=cpu))
+    many = list(make_loader(stream, num_workers=2, device=cpu))
+    assert len(alone) == len(many) == 6
+    for one, other in zip(alone, many, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("preset", ["letters", "photos"])
+def test_augmentation_follows_its_seed_and_keeps_shape(preset: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 24, 32, 3), dtype=np.uint8)
+    augment = Augment(preset, stored=Stored(height=24, width=32))
+    first, again, other = augment(images, seed=1), augment(images, seed=1), augment(images, seed=2)
+    assert first.shape == images.shape and first.dtype == np.uint8
+    assert (first == again).all() and (first != other).any() and (first != images).any()
+
+
+def test_loss_weighs_heads_and_equals_a_slow_reference() -> None:
+    task = wide_task()
+    torch.manual_seed(0)
+    logits = {"root": torch.randn(5, 3), "vowel": torch.randn(5, 2)}
+    labels = torch.tensor([[0, 1], [1, 0], [2, 1], [0, 0], [1, 1]])
+    smoothing = 0.1
+    found = training_loss(
+        task, TrainConfig(loss=LossConfig(label_smoothing=smoothing)), logits, Batch(torch.empty(0), labels)
+    )
+    expected = 0.0
+    for column, (head, weight) in enumerate({"root": 2 / 3, "vowel": 1 / 3}.items()):
+        log_probs = logits[head].log_softmax(dim=1)
+        for row in range(5):
+            own = log_probs[row, labels[row, column]]
+            expected -= weight / 5 * ((1 - smoothing) * own + smoothing * log_probs[row].mean())
+    assert found.item() == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_a_run_holds_every_row_out_of_fold_once(trained: tuple[Toy, list[Run]]) -> None:
+    toy, runs = trained
+    run = read_run(runs[0].folder)
+    assert run.config == runs[0].config and run.task == toy.task and run.score == runs[0].score
+    assert sorted(run.oof().ids) == sorted(read_labels(toy.task, toy.data).ids)
+    for fold in (0, 1):
+        names = {path.name for path in (run.folder / f"fold{fold}").iterdir()}
+        assert names == {"best.safetensors", "last.safetensors", "oof.npz", "history.csv"}
+
+
+def test_a_reloaded_checkpoint_gives_the_saved_predictions(trained: tuple[Toy, list[Run]]) -> None:
+    _, runs = trained
+    run = runs[0]
+    network, info = load_checkpoint(run.checkpoint(1))
+    folds = run.fold_table()
+    ids = folds.ids[folds.fold == 1]
+    store = PackedSource(run.packed)
+    probs = predict_rows(network, store, rows_of(ids, store.ids))
+    oof = run.oof().align(ids)
+    assert max(float(np.abs(probs[head] - oof.probs[head]).max()) for head in probs) < 1e-5
+    assert info.score == run.folds[1].score
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_bits(wide: Toy, tmp_path: Path) -> None:
+    first = train_tiny(wide, tmp_path / "a", packed=tmp_path / "packed")
+    second = train_tiny(wide, tmp_path / "b", packed=tmp_path / "packed")
+    for head, probs in first.oof().probs.items():
+        assert (probs == second.oof().probs[head]).all()
+    assert first.checkpoint(0).read_bytes() == second.checkpoint(0).read_bytes()
+
+
+@pytest.mark.slow
+def test_training_learns_the_toy(wide: Toy, tmp_path: Path) -> None:
+    config = TrainConfig(
+        model=ModelConfig(name="test_resnet"), optim=OptimConfig(lr=5e-3), loader=LoaderConfig(batch_size=8), epochs=12
+    )
+    run = train_tiny(wide, tmp_path / "run", config, only=0)
+    assert run.score.total > 0.9
+    assert run.score.rows == 24
+
+
+def test_broken_images_are_left_out_of_training_aloud(
+    files: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_tiny(files, tmp_path / "run", TrainConfig(model=TINY.model, loader=TINY.loader, epochs=1))
+    assert "1 broken image(s) left out of training: '3.jpg'" in capsys.readouterr().err
+    assert len(run.oof()) == 19
+
+
+def test_a_second_run_into_one_folder_is_refused(trained: tuple[Toy, list[Run]]) -> None:
+    toy, runs = trained
+    with pytest.raises(DataError, match="holds a run already; choose another `out`, or set overwrite=true"):
+        train_tiny(toy, runs[0].folder)
+
+
+def test_folders_of_other_things_are_never_replaced(wide: Toy, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(DataError, match="is not empty"):
+        train_tiny(wide, tmp_path, overwrite=True)
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_fold_that_is_none_is_refused(wide: Toy, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="`fold` is 2; the fold file has folds 0 to 1"):
+        train_tiny(wide, tmp_path / "run", only=2)
+
+
+def test_a_loss_that_is_no_number_stops_training(wide: Toy, tmp_path: Path) -> None:
+    config = TrainConfig(
+        model=TINY.model, optim=OptimConfig(name="sgd", lr=100, clip_norm=1e6), loader=TINY.loader, epochs=30
+    )
+    with pytest.raises(KitError, match=r"the loss is (nan|inf) in epoch \d+; lower `optim.lr`"):
+        train_tiny(wide, tmp_path / "run", config, only=0)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    _, runs = trained
+    path = tmp_path / "x.safetensors"
+    data = runs[0].checkpoint(0).read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="x.safetensors is damaged"):
+        load_checkpoint(path)
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match="has checkpoint format None"):
+        load_checkpoint(path)
+    network, info = load_checkpoint(runs[0].checkpoint(0))
+    del network.heads["vowel"]
+    save_checkpoint(path, network, info)
+    with pytest.raises(CheckpointError, match=r"2 tensor\(s\) of 'test_resnet' are missing .*heads.vowel"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(dropout=1), "`dropout` is 1; expected 0 to 0.95"),
+        (lambda: ModelConfig(input_size=(8, 64)), "each side must be at least 16"),
+        (lambda: OptimConfig(lr=0), "`lr` is 0"),
+        (lambda: LoaderConfig(batch_size=0), "`batch_size` is 0"),
+        (lambda: TrainConfig(epochs=0), "`epochs` is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        make()
