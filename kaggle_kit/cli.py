@@ -183,9 +183,7 @@ def _add_kernel(add: Adder) -> None:
     score.add_argument("task", metavar="TASK", help=TASK_HELP)
     score.add_argument("submission", type=Path, help="the answer, CSV")
     score.add_argument("solution", type=Path, help="the truth, CSV in the same form")
-    score.add_argument(
-        "--data", type=Path, metavar="DATA", help="data folder: unseen combinations scored apart"
-    )
+    score.add_argument("--data", type=Path, metavar="DATA", help="data folder: unseen combinations scored apart")
 
     rehearse = add(
         "rehearse",
@@ -227,3 +225,7 @@ def _jsonable(value: object) -> Any:
     from kaggle_kit.settings import plain
 
     return json.loads(json.dumps(plain(value), default=str))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

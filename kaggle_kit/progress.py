@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, TextIO
+
+LINE_EVERY_S = 15
 
 
 def say(text: str) -> None:
@@ -21,7 +23,23 @@ def progress_bar(total: int, what: str, *, unit: str) -> Any:
     """
     from tqdm import tqdm
 
-    watched = sys.stderr.isatty()
-    return tqdm(
-        total=total, desc=what, unit=unit, mininterval=0.2 if watched else 15, file=sys.stderr, dynamic_ncols=watched
-    )
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=what, unit=unit, mininterval=0.2, dynamic_ncols=True)
+    return tqdm(total=total, desc=what, unit=unit, mininterval=LINE_EVERY_S, ascii=True, file=_Lines(sys.stderr))
+
+
+class _Lines:
+    """A text stream that turns a bar's redrawing of one line into lines of a log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        """Write what was drawn, as a line."""
+        drawn = text.replace("\r", "").strip()
+        if drawn:
+            self._stream.write(f"{drawn}\n")
+
+    def flush(self) -> None:
+        """Pass on a flush."""
+        self._stream.flush()

@@ -39,10 +39,15 @@ class Predicted:
     seconds: float = 0.0
 
 
+def print_line(text: str) -> None:
+    """Print one line at once: a kernel's log is all that is left when it fails."""
+    print(text, flush=True)  # noqa: T201
+
+
 class Predictor:
     """The members of a bundle, each in its own session."""
 
-    def __init__(self, folder: Path, *, say: Callable[[str], object] = print) -> None:
+    def __init__(self, folder: Path, *, say: Callable[[str], object] = print_line) -> None:
         """Open a bundle and check it against its golden images.
 
         Args:
@@ -117,7 +122,7 @@ class Predictor:
         return worst
 
 
-def predict_submission(folder: Path, data: Path, out: Path, *, say: Callable[[str], object] = print) -> Predicted:
+def predict_submission(folder: Path, data: Path, out: Path, *, say: Callable[[str], object] = print_line) -> Predicted:
     """Write the submission of a bundle for a competition's test images, and check it.
 
     Args:

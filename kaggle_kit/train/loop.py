@@ -124,7 +124,7 @@ def train_fold(
             save_checkpoint(folder / "last.safetensors", network, info)
             history.append([epoch, f"{mean_loss:.5f}", *_score_row(score), f"{time.perf_counter() - started:.1f}"])
             write_rows(folder / "history.csv", ["epoch", "loss", "score", *task.heads, "seconds"], history)
-            bar.set_postfix_str(f"loss {mean_loss:.3f} score {score.total:.4f} best {best[0].total:.4f}")
+            bar.set_postfix_str(f"loss {mean_loss:.3f} score {score.total:.4f} best {best[0].total:.4f}", refresh=False)
             loss_sum.zero_()
             model.train()
     assert best is not None

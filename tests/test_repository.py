@@ -1,0 +1,53 @@
+"""The files around the package: what README, setup.cfg and .gitignore promise."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kaggle_kit.cli import make_parser
+from kaggle_kit.experiment import compose_experiment
+from kaggle_kit.task import read_task
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("kaggle-kit ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_readme_s_commands_are_understood(line: str) -> None:
+    options = make_parser().parse_args(shlex.split(line)[1:])
+    if "train" in line:
+        compose_experiment(options.overrides)
+
+
+def test_the_readme_shows_the_whole_way() -> None:
+    assert [line.split()[1] for line in COMMANDS] == ["folds", "train", "train", "blend", "bundle", "rehearse"]
+
+
+def test_the_readme_s_task_is_one(tmp_path: Path) -> None:
+    (block,) = [block for kind, block in BLOCKS if kind == "yaml"]
+    (tmp_path / "task.yaml").write_text(block, encoding="utf-8")
+    assert read_task(tmp_path / "task.yaml") == read_task("ships")
+
+
+def test_the_readme_s_python_is_compiled() -> None:
+    (block,) = [block for kind, block in BLOCKS if kind == "python"]
+    compile(block, "README.md", "exec")
+
+
+def test_setup_cfg_lists_every_package() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = config["options"]["packages"].split()
+    found = {
+        str(path.parent.relative_to(ROOT)).replace("/", ".") for path in (ROOT / "kaggle_kit").rglob("__init__.py")
+    }
+    assert set(listed) == found | {"kaggle_kit.kernels"}
