@@ -189,10 +189,11 @@ def _add_kernel(add: Adder) -> None:
         "rehearse",
         commands.rehearse,
         "run a submission kernel offline as Kaggle will",
-        "kaggle-kit rehearse kernels/submit --task digits --data ./digits/data --hidden ./digits/hidden "
-        "--bundle ./bundle",
+        "kaggle-kit rehearse submit --task digits --data ./digits/data --hidden ./digits/hidden --bundle ./bundle",
     )
-    rehearse.add_argument("kernel", type=Path, metavar="KERNEL_DIR", help="with kernel-metadata.json and its script")
+    rehearse.add_argument(
+        "kernel", type=Path, metavar="KERNEL_DIR", help="a kernel's folder; `submit` for the kit's own template"
+    )
     rehearse.add_argument("--task", required=True, metavar="TASK", help=TASK_HELP)
     rehearse.add_argument("--data", type=Path, required=True, metavar="DATA", help=DATA_HELP)
     rehearse.add_argument("--hidden", type=Path, required=True, metavar="DIR", help="the hidden test and solution.csv")

@@ -174,11 +174,12 @@ def rehearse(options: argparse.Namespace) -> tuple[Result, int]:
     """Run a submission kernel as Kaggle will."""
     from kaggle_kit.metrics import format_scores
     from kaggle_kit.platform.rehearse import rehearse
+    from kaggle_kit.platform.wheel import find_kernel
     from kaggle_kit.task import read_task
 
     task = read_task(options.task)
     result = rehearse(
-        options.kernel,
+        find_kernel(options.kernel),
         task,
         data=options.data,
         hidden=options.hidden,

@@ -21,9 +21,9 @@ from kaggle_kit.folds import Folds
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.metrics import Score
 from kaggle_kit.predictions import Predictions
-from kaggle_kit.progress import progress_bar
+from kaggle_kit.progress import progress_bar, say
 from kaggle_kit.settings import build, fingerprint, plain
-from kaggle_kit.sources import PackedSource, check_ids, open_source, pack
+from kaggle_kit.sources import PackedSource, check_ids, find_packed, open_source, pack
 from kaggle_kit.tables import replacing
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 from kaggle_kit.train.config import TrainConfig
@@ -134,10 +134,10 @@ def source_key(task: Task, data: Path) -> str:
     Files count by name, size and modification time: hashing gigabytes would take longer than packing them.
     """
     images = task.images
-    files = (
-        sorted(data.glob(images.train)) if images.format == "wide_parquet" else sorted((data / images.folder).iterdir())
-    )
-    files.append(data / task.labels.file)
+    if images.format == "wide_parquet":
+        files = sorted(data.glob(images.train))
+    else:
+        files = [*sorted((data / images.folder).glob("*")), data / task.labels.file]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
     text = json.dumps([plain(task.images), plain(task.stored), stats])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -151,7 +151,12 @@ def pack_train(task: Task, data: Path, folder: Path) -> PackedSource:
     Raises:
         DataError: When the label file names images that are not there.
     """
+    key = source_key(task, data)
+    there = find_packed(folder, key)
+    if there is not None:
+        say(f"packed images: {folder}, unchanged")
+        return there
     source = open_source(task, "train", data, on_broken="blank")
     check_ids(source, read_labels(task, data).ids, where=str(data / task.labels.file))
     with progress_bar(len(source), "packing", unit="image") as bar:
-        return pack(source, folder, key=source_key(task, data), advance=bar.update)
+        return pack(source, folder, key=key, advance=bar.update)

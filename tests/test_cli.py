@@ -71,7 +71,7 @@ def test_the_commands_go_the_whole_way(
     solution = str(toy.hidden / "solution.csv")
     assert main(["score", task_file, submission, solution, "--data", data, "--json"]) == 0
     assert 0 <= last_json(capsys)["score"]["all"]["total"] <= 1
-    rehearse = ["rehearse", "kernels/submit", "--task", task_file, "--data", data, "--hidden", str(toy.hidden)]
+    rehearse = ["rehearse", "submit", "--task", task_file, "--data", data, "--hidden", str(toy.hidden)]
     rehearse += ["--bundle", bundle, "--work", str(out / "rehearsal"), "--json"]
     assert main(rehearse) == 0
     assert last_json(capsys)["answer"] == "Complete"

@@ -66,6 +66,11 @@ def kernels_folder() -> Path:
     raise KitError(f"no kernel templates beside {PACKAGE}; install kaggle_kit from its wheel or repository")
 
 
+def find_kernel(path: Path) -> Path:
+    """Return a kernel's folder: the one at `path`, or the template of that name, such as `submit`."""
+    return path if path.is_dir() else kernels_folder() / path.name
+
+
 def _package_files() -> Iterator[tuple[str, bytes]]:
     for root, prefix in ((PACKAGE, "kaggle_kit"), (kernels_folder(), "kaggle_kit/kernels")):
         for path in sorted(root.rglob("*")):

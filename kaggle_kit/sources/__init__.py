@@ -9,13 +9,23 @@ import numpy as np
 
 from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.sources.files import FilesSource, measure_files
-from kaggle_kit.sources.packed import PackedSource, pack
+from kaggle_kit.sources.packed import PackedSource, find_packed, pack
 from kaggle_kit.sources.protocol import Chunk, OnBroken, Source
 from kaggle_kit.sources.wide_parquet import WideParquetSource, find_shards
 from kaggle_kit.tables import Text, read_columns
 from kaggle_kit.task import Stored, Task
 
-__all__ = ["Chunk", "OnBroken", "PackedSource", "Source", "check_ids", "open_source", "pack", "resolve_stored"]
+__all__ = [
+    "Chunk",
+    "OnBroken",
+    "PackedSource",
+    "Source",
+    "check_ids",
+    "find_packed",
+    "open_source",
+    "pack",
+    "resolve_stored",
+]
 
 Split = Literal["train", "test"]
 

@@ -71,6 +71,13 @@ class PackedSource:
             yield Chunk(ids=ids, images=np.asarray(self._images[start : start + step]), broken=broken)
 
 
+def find_packed(folder: Path, key: str) -> PackedSource | None:
+    """Return the packed store in `folder` if it has this key, else None."""
+    if (folder / "pack.json").is_file() and _read_meta(folder)["key"] == key:
+        return PackedSource(folder)
+    return None
+
+
 def pack(source: Source, folder: Path, *, key: str, advance: Callable[[int], object] | None = None) -> PackedSource:
     """Write a source's images to a packed store, unless the store there has the same key already.
 
@@ -85,8 +92,9 @@ def pack(source: Source, folder: Path, *, key: str, advance: Callable[[int], obj
     """
     if folder.exists() and not (folder / "pack.json").is_file() and any(folder.iterdir()):
         raise DataError(f"{folder} is not empty and no packed store; choose another folder")
-    if (folder / "pack.json").is_file() and _read_meta(folder)["key"] == key:
-        return PackedSource(folder)
+    there = find_packed(folder, key)
+    if there is not None:
+        return there
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = len(source) * int(np.prod(source.shape))
     free = shutil.disk_usage(folder.parent).free

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from kaggle_kit.errors import KitError
-from kaggle_kit.labels import Labels
+from kaggle_kit.labels import Classes, Labels
 from kaggle_kit.metrics import Score, score_classes
 from kaggle_kit.predictions import Predictions, Probs
 from kaggle_kit.progress import progress_bar
@@ -25,7 +25,7 @@ from kaggle_kit.train.augment import make_augment
 from kaggle_kit.train.checkpoint import CheckpointInfo, save_checkpoint
 from kaggle_kit.train.config import TrainConfig
 from kaggle_kit.train.data import Batch, TrainStream, make_loader
-from kaggle_kit.train.model import Logits, build_network
+from kaggle_kit.train.model import Logits, Network, build_network
 
 Ints = npt.NDArray[np.int64]
 EVAL_BATCH = 128
@@ -96,13 +96,12 @@ def train_fold(
     loader = fabric.setup_dataloaders(
         make_loader(stream, num_workers=config.loader.num_workers, device=fabric.device), use_distributed_sampler=False
     )
+    record = _FoldRecord(task, config, fold=fold, folder=folder, started=started)
     truth = {head: classes[valid_rows] for head, classes in labels.classes.items()}
-    history: list[list[object]] = []
-    best: tuple[Score, int, Probs] | None = None
     loss_sum = torch.zeros((), device=fabric.device)
     with progress_bar(len(stream), f"fold {fold}", unit="step") as bar:
         model.train()
-        for step, batch in enumerate(loader):
+        for step, batch in enumerate(loader, start=1):
             loss = training_loss(task, config, model(batch.images), batch)
             fabric.backward(loss)
             fabric.clip_gradients(model, optimizer, max_norm=config.optim.clip_norm, error_if_nonfinite=False)
@@ -111,26 +110,52 @@ def train_fold(
             schedule.step()
             loss_sum += loss.detach()
             bar.update()
-            if (step + 1) % stream.steps_per_epoch:
-                continue
-            epoch = (step + 1) // stream.steps_per_epoch
-            mean_loss = _checked_loss(loss_sum, stream.steps_per_epoch, epoch)
-            probs = predict_rows(model, source, valid_rows)
-            score = score_classes(task, truth, {head: p.argmax(axis=1) for head, p in probs.items()})
-            info = CheckpointInfo(task=task, config=config, fold=fold, epoch=epoch, score=score)
-            if best is None or score.total > best[0].total:
-                best = (score, epoch, probs)
-                save_checkpoint(folder / "best.safetensors", network, info)
-            save_checkpoint(folder / "last.safetensors", network, info)
-            history.append([epoch, f"{mean_loss:.5f}", *_score_row(score), f"{time.perf_counter() - started:.1f}"])
-            write_rows(folder / "history.csv", ["epoch", "loss", "score", *task.heads, "seconds"], history)
-            bar.set_postfix_str(f"loss {mean_loss:.3f} score {score.total:.4f} best {best[0].total:.4f}", refresh=False)
-            loss_sum.zero_()
-            model.train()
-    assert best is not None
-    oof = Predictions(ids=labels.ids[valid_rows], probs=best[2])
+            if step % stream.steps_per_epoch == 0:
+                mean_loss = _checked_loss(loss_sum, stream.steps_per_epoch, step // stream.steps_per_epoch)
+                record.add_epoch(network, mean_loss, predict_rows(model, source, valid_rows), truth)
+                bar.set_postfix_str(str(record), refresh=False)
+                loss_sum.zero_()
+                model.train()
+    oof = Predictions(ids=labels.ids[valid_rows], probs=record.best_probs)
     oof.save(folder / "oof.npz")
-    return FoldResult(score=best[0], epoch=best[1], seconds=time.perf_counter() - started, oof=oof)
+    seconds = time.perf_counter() - started
+    return FoldResult(score=record.best_score, epoch=record.best_epoch, seconds=seconds, oof=oof)
+
+
+class _FoldRecord:
+    """What a fold's epochs gave so far: its history, its best predictions, and both checkpoints on disk."""
+
+    best_score: Score
+    best_epoch: int
+    best_probs: Probs
+
+    def __init__(self, task: Task, config: TrainConfig, *, fold: int, folder: Path, started: float) -> None:
+        self._task = task
+        self._config = config
+        self._fold = fold
+        self._folder = folder
+        self._started = started
+        self._history: list[list[object]] = []
+        self._last = ""
+
+    def __str__(self) -> str:
+        return f"{self._last} best {self.best_score.total:.4f}"
+
+    def add_epoch(self, network: Network, loss: float, probs: Probs, truth: Classes) -> None:
+        """Score an epoch, write its checkpoint, and keep it if it is the best."""
+        epoch = len(self._history) + 1
+        score = score_classes(self._task, truth, {head: p.argmax(axis=1) for head, p in probs.items()})
+        info = CheckpointInfo(task=self._task, config=self._config, fold=self._fold, epoch=epoch, score=score)
+        save_checkpoint(self._folder / "last.safetensors", network, info)
+        if epoch == 1 or score.total > self.best_score.total:
+            self.best_score, self.best_epoch, self.best_probs = score, epoch, probs
+            save_checkpoint(self._folder / "best.safetensors", network, info)
+        heads = [f"{value:.6f}" for value in score.heads.values()]
+        seconds = f"{time.perf_counter() - self._started:.1f}"
+        self._history.append([epoch, f"{loss:.5f}", f"{score.total:.6f}", *heads, seconds])
+        columns = ["epoch", "loss", "score", *self._task.heads, "seconds"]
+        write_rows(self._folder / "history.csv", columns, self._history)
+        self._last = f"loss {loss:.3f} score {score.total:.4f}"
 
 
 def make_fabric(config: TrainConfig) -> Any:
@@ -204,7 +229,3 @@ def _checked_loss(loss_sum: torch.Tensor, num_steps: int, epoch: int) -> float:
     if not math.isfinite(loss):
         raise KitError(f"the loss is {loss} in epoch {epoch}; lower `optim.lr`, or set `precision: fp32`")
     return loss
-
-
-def _score_row(score: Score) -> list[str]:
-    return [f"{score.total:.6f}", *(f"{value:.6f}" for value in score.heads.values())]
