@@ -65,7 +65,7 @@ class Run:
     @property
     def name(self) -> str:
         """The folder's name."""
-        return self.folder.name
+        return self.folder.resolve().name
 
     def checkpoint(self, fold: int) -> Path:
         """Return the best checkpoint of a fold."""

@@ -26,7 +26,7 @@ CONFUSABLE = (0, 3, 4)  # Cargo, Cruise and Tankers: what people mislabelled in 
 GRAY_SHARE, EMPTY_SHARE, WRONG_SHARE, EXACT_SHARE, NEAR_SHARE = 0.04, 0.01, 0.03, 0.005, 0.01
 EXACT_DETAILS = ("same bytes", "same pixels")
 NEAR_DETAILS = ("recompressed", "cropped", "brightened")
-_TRAIN_STREAM = 3  # of random numbers; sample.py uses 0 to 2
+_TRAIN_STREAM = 3  # of random numbers; sample_digits.py uses 0 to 2
 
 
 @dataclass(frozen=True, kw_only=True)

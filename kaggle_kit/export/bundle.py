@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -139,6 +140,8 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 def _export_members(runs: Sequence[Run], blend: Blend, folder: Path, parity_rows: int) -> list[_Exported]:
     exported = []
+    if len({_plain_name(run) for run in runs}) < len(runs):
+        raise BundleError(f"runs {[run.name for run in runs]} differ only in signs that file names lose; rename one")
     with progress_bar(sum(len(run.folds) for run in runs), "export", unit="member") as bar:
         for run in runs:
             for fold in sorted(run.folds):
@@ -148,6 +151,11 @@ def _export_members(runs: Sequence[Run], blend: Blend, folder: Path, parity_rows
     return exported
 
 
+def _plain_name(run: Run) -> str:
+    """Return a run's name in signs that survive an upload to Kaggle, which strips some."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", run.name)
+
+
 def _export_member(run: Run, fold: int, folder: Path, *, weight: float, parity_rows: int) -> _Exported:
     network, info = load_checkpoint(run.checkpoint(fold))
     if info.task != run.task:
@@ -155,7 +163,7 @@ def _export_member(run: Run, fold: int, folder: Path, *, weight: float, parity_r
     source = PackedSource(run.packed)
     folds = run.fold_table()
     ids = _spread(folds.ids[folds.fold == fold], parity_rows)
-    path = folder / f"member_{run.name}_fold{fold}.onnx"
+    path = folder / f"member_{_plain_name(run)}_fold{fold}.onnx"
     export_onnx(network, path, shape=source.shape)
     parity, probs = measure_parity(network, path, source, _rows(ids, source))
     member = Member(

@@ -197,7 +197,7 @@ def _link(path: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
-        os.link(path, target)
+        os.link(path.resolve(), target)
     except OSError:  # another disk, or a system without hard links
         shutil.copy2(path, target)
 
