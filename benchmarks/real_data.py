@@ -26,7 +26,6 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import yaml
 
@@ -81,19 +80,23 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder with the archives")
     parser.add_argument("--work", type=Path, required=True, help="a folder to work in; replaced")
     parser.add_argument("--writer", default="4", help="bangla: who is held out (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="print the tables of the finished run in --work")
     options = parser.parse_args()
-    shutil.rmtree(options.work, ignore_errors=True)
     plan = PLANS[options.plan]
-    task_file = make_competition(options.plan, plan, options.data / plan.archive, options.work, options.writer)
-    stages = run_commands(plan, options.work, task_file)
+    task_file = options.work / "task.yaml"
+    if not options.again:
+        shutil.rmtree(options.work, ignore_errors=True)
+        make_competition(options.plan, plan, options.data / plan.archive, options.work, options.writer)
+        run_commands(plan, options.work, task_file)
+    stages = json.loads((options.work / "stages.json").read_text(encoding="utf-8"))
     task = read_task(task_file)
     print(f"\n{options.plan}, {os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}")
     print("\n| stage | minutes |\n|---|---|\n" + "\n".join(f"| {name} | {s / 60:.1f} |" for name, s in stages))
     print(score_table(task, options.work))
 
 
-def make_competition(name: str, plan: Plan, archive: Path, work: Path, writer: str) -> Path:
-    """Write data/, hidden/ and task.yaml; return the task file."""
+def make_competition(name: str, plan: Plan, archive: Path, work: Path, writer: str) -> None:
+    """Write data/, hidden/ and task.yaml."""
     with zipfile.ZipFile(archive) as files:
         rows = list(csv.DictReader(io.TextIOWrapper(files.open("labels.csv"), "utf-8")))
         if name == "bangla":
@@ -110,7 +113,6 @@ def make_competition(name: str, plan: Plan, archive: Path, work: Path, writer: s
     write_tables(plan, work, rows, hidden)
     task = make_task(name, plan, rows)
     (work / "task.yaml").write_text(yaml.safe_dump(task, allow_unicode=True, sort_keys=False), encoding="utf-8")
-    return work / "task.yaml"
 
 
 def stratified_part(labels: list[str], *, share: float) -> list[bool]:
@@ -153,8 +155,8 @@ def make_task(name: str, plan: Plan, rows: list[dict[str, str]]) -> dict[str, ob
     return task | {"submission": {"form": "row_per_image", "id": plan.id_column, "target": "category"}}
 
 
-def run_commands(plan: Plan, work: Path, task_file: Path) -> list[tuple[str, float]]:
-    """Run the commands a competitor would, and return (stage, seconds)."""
+def run_commands(plan: Plan, work: Path, task_file: Path) -> None:
+    """Run the commands a competitor would, and keep (stage, seconds) in stages.json."""
     data, task = str(work / "data"), str(task_file)
     folds, bundle, blend = str(work / "folds.parquet"), str(work / "bundle"), str(work / "blend.json")
     runs = [str(work / "runs" / model) for model in plan.models]
@@ -168,12 +170,12 @@ def run_commands(plan: Plan, work: Path, task_file: Path) -> list[tuple[str, flo
     commands.append(("bundle", ["bundle", *runs, "--blend", blend, "--out", bundle]))
     rehearse = ["rehearse", str(kernels_folder() / "submit"), "--task", task, "--data", data, "--bundle", bundle]
     commands.append(("rehearse", [*rehearse, "--hidden", str(work / "hidden"), "--work", str(work / "rehearsal")]))
-    stages = []
+    stages: list[tuple[str, float]] = []
     for stage, command in commands:
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "kaggle_kit.cli", *command], check=True)
         stages.append((stage, time.perf_counter() - started))
-    return stages
+        (work / "stages.json").write_text(json.dumps(stages), encoding="utf-8")
 
 
 def score_table(task: Task, work: Path) -> str:
@@ -206,7 +208,9 @@ def hog(task: Task, root: Path, name: str) -> np.ndarray:
     """Return the HOG features of one image, stretched to 64 x 64 gray."""
     path = root / task.images.folder / f"{name}{task.images.suffix}"
     image = resize(decode_image(path.read_bytes(), channels=1), HOG_SIDE, HOG_SIDE)
-    return cv2.HOGDescriptor((HOG_SIDE, HOG_SIDE), (16, 16), (8, 8), (8, 8), 9).compute(image).ravel()
+    from skimage.feature import hog as describe  # pip install scikit-image; OpenCV 5 has no HOG of its own
+
+    return np.asarray(describe(image[..., 0], orientations=9, pixels_per_cell=(8, 8), cells_per_block=(2, 2)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from kaggle_kit.errors import KitError
 Command = Callable[[argparse.Namespace], tuple[commands.Result, int]]
 Adder = Callable[[str, Command, str, str], argparse.ArgumentParser]
 TASK_HELP = "a preset's name (bengali, ships, digits), or the path of a task.yaml"
+BASE_PACKAGES = ("numpy", "cv2", "pyarrow", "yaml")
 DATA_HELP = "the competition's data folder"
 
 
@@ -31,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result, code = options.run(options)
     except KitError as error:
         return _fail(options, str(error))
+    except ModuleNotFoundError as error:
+        extra = "[cpu]" if error.name == "onnxruntime" else "" if error.name in BASE_PACKAGES else "[train]"
+        return _fail(options, f"this command needs {error.name}; pip install 'kaggle_kit{extra}'")
     except ImportError as error:
-        extra = "cpu" if error.name == "onnxruntime" else "train"
-        return _fail(options, f"this command needs {error.name}; pip install 'kaggle_kit[{extra}]'")
+        return _fail(options, f"a package cannot be loaded ({error}); install it again, or the library it names")
     except OSError as error:
         return _fail(options, f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except KeyboardInterrupt:
@@ -202,15 +205,28 @@ def _add_kernel(add: Adder) -> None:
         "--work", type=Path, default=Path("rehearsal"), metavar="DIR", help="log and submission (default: %(default)s)"
     )
     rehearse.add_argument("--time-limit", type=_seconds, metavar="2h", help="like 90s, 30m or 2h; default: the task's")
-    rehearse.add_argument("--memory", type=float, metavar="GB", help="default: the task's")
+    rehearse.add_argument("--memory", type=_gigabytes, metavar="GB", help="default: the task's")
 
 
 def _seconds(text: str) -> float:
     units = {"s": 1, "m": 60, "h": 3600}
     try:
-        return float(text[:-1]) * units[text[-1]]
+        seconds = float(text[:-1]) * units[text[-1]]
     except (KeyError, ValueError, IndexError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 30m or 2h") from None
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 30m or 2h")
+    return seconds
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not size > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give gigabytes above 0, like 30")
+    return size
 
 
 def _fail(options: argparse.Namespace, message: str) -> int:

@@ -25,7 +25,14 @@ def demo(options: argparse.Namespace) -> tuple[Result, int]:
     print(format_demo(result))
     stages = [{"stage": stage, "seconds": round(seconds, 2)} for stage, seconds, _ in result.stages]
     parity = [dataclasses.asdict(member.parity) for member in result.bundle.members]
-    return {"stages": stages, "oof": result.oof, "hidden": result.hidden, "parity": parity, "out": result.folder}, DONE
+    return {
+        "stages": stages,
+        "oof": result.oof,
+        "hidden": result.hidden,
+        "parity": parity,
+        "differing": result.differing,
+        "out": result.folder,
+    }, DONE
 
 
 def sample(options: argparse.Namespace) -> tuple[Result, int]:
@@ -64,6 +71,8 @@ def pack(options: argparse.Namespace) -> tuple[Result, int]:
         task = task.with_stored(Stored(height=options.size[0], width=options.size[1], fit="letterbox"))
     store = pack_train(resolve_stored(task, options.data), options.data, options.out)
     print(f"{options.out}: {len(store):,} images of {' x '.join(map(str, store.shape))}, {len(store.broken)} broken")
+    if options.size:
+        print(f"to train from it, put this into your task file: stored: {task.stored}")
     for name, reason in list(store.broken.items())[:10]:
         print(f"  broken: {name}: {reason}")
     return {"out": options.out, "images": len(store), "shape": store.shape, "broken": store.broken}, DONE
@@ -191,6 +200,8 @@ def rehearse(options: argparse.Namespace) -> tuple[Result, int]:
     print(f"Kaggle would answer: {result.answer}{': ' + result.detail if result.detail else ''}")
     inputs = "inputs read-only" if result.read_only else "inputs not protected from writing here"
     print(f"{result.seconds:.1f} s, peak memory {result.peak_memory_gb:.2f} GB; {result.isolation}, {inputs}")
+    for warning in result.warnings:
+        print(f"WARNING {warning}")
     if result.score is not None:
         print("\n".join(format_scores({"hidden test": result.score})))
     return dataclasses.asdict(result), DONE if result.answer == "Complete" else CHECK_FAILED

@@ -9,21 +9,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, save_blend
-from kaggle_kit.errors import DataError
+import numpy as np
+
+from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, mean_probs, save_blend
+from kaggle_kit.errors import DataError, RehearsalError
 from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
 from kaggle_kit.metrics import SplitScore, format_scores, score_split
 from kaggle_kit.platform.rehearse import Rehearsal, rehearse
 from kaggle_kit.platform.wheel import kernels_folder
+from kaggle_kit.predictions import Predictions
 from kaggle_kit.progress import say
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import Bundle
 from kaggle_kit.sample import make_sample
+from kaggle_kit.sources import open_source
+from kaggle_kit.submission import read_submission
 from kaggle_kit.task import Task, read_task
+from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.config import LoaderConfig, ModelConfig, OptimConfig, TrainConfig
 from kaggle_kit.train.crossval import train_run
+from kaggle_kit.train.loop import EVAL_BATCH, predict_batches
 
 MARKER = ".kaggle-kit-demo"
 NUM_FOLDS = 2
@@ -76,6 +83,8 @@ class DemoResult:
         stages: (stage, seconds, what came out).
         oof: The blend's out-of-fold score.
         hidden: The submission's score on the hidden test.
+        differing: Decisions of the kernel on the hidden test that torch makes otherwise.
+        decisions: How many there are: images times heads.
         bundle: With each member's parity.
         rehearsal: What Kaggle would have answered.
         folder: Where everything lies.
@@ -84,6 +93,8 @@ class DemoResult:
     stages: list[tuple[str, float, str]]
     oof: SplitScore
     hidden: SplitScore
+    differing: int
+    decisions: int
     bundle: Bundle
     rehearsal: Rehearsal
     folder: Path
@@ -139,9 +150,19 @@ def run_demo(out: Path, settings: DemoSettings | None = None) -> DemoResult:
         )
         said.append(f"{rehearsal.answer}, peak {rehearsal.peak_memory_gb:.1f} GB, {rehearsal.isolation}")
     if rehearsal.score is None:
-        raise DataError(f"the rehearsal ended in {rehearsal.answer!r}: {rehearsal.detail}; see {rehearsal.log}")
+        raise RehearsalError(f"the rehearsal ended in {rehearsal.answer!r}: {rehearsal.detail}; see {rehearsal.log}")
+    with stages.stage("torch again") as said:
+        differing, decisions = _compare_with_torch(task, runs, blend, sample.hidden, rehearsal.submission)
+        said.append(f"{differing} of {decisions:,} decisions of the kernel differ on the hidden test")
     return DemoResult(
-        stages=stages.rows, oof=oof, hidden=rehearsal.score, bundle=bundle, rehearsal=rehearsal, folder=out
+        stages=stages.rows,
+        oof=oof,
+        hidden=rehearsal.score,
+        differing=differing,
+        decisions=decisions,
+        bundle=bundle,
+        rehearsal=rehearsal,
+        folder=out,
     )
 
 
@@ -169,6 +190,19 @@ def _oof_score(task: Task, runs: list[Run], blend: Blend) -> SplitScore:
     return score_split(task, runs[0].labels().align(oof.ids).classes, oof.decide(), unseen)
 
 
+def _compare_with_torch(task: Task, runs: list[Run], blend: Blend, hidden: Path, submission: Path) -> tuple[int, int]:
+    """Return how many decisions of the submission torch makes otherwise, and how many there are."""
+    source = open_source(task, "test", hidden)
+    networks = [(run, load_checkpoint(run.checkpoint(fold))[0]) for run in runs for fold in run.folds]
+    weights = [blend.weights[run.name] / len(run.folds) for run, _ in networks]
+    images = np.concatenate([chunk.images for chunk in source.chunks()])
+    batches = np.array_split(images, max(1, len(images) // EVAL_BATCH))
+    probs = mean_probs([predict_batches(network, batches) for _, network in networks], weights)
+    ids, decided = read_submission(task, submission)
+    expected = Predictions(ids=source.ids, probs=probs).align(ids).decide()
+    return sum(int((decided[head] != expected[head]).sum()) for head in task.heads), len(ids) * len(task.heads)
+
+
 def _size_mb(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.iterdir()) / 1e6
 
@@ -184,6 +218,7 @@ def format_demo(result: DemoResult) -> str:
     changed, rows = sum(p.decisions_changed for p in parities), sum(p.rows for p in parities)
     lines += [
         "",
+        f"torch and the kernel: {result.differing} of {result.decisions:,} decisions differ on the hidden test",
         f"torch and ONNX: {changed} decisions differ on {rows:,} out-of-fold images of {len(parities)} members; "
         f"probabilities by at most {max(p.max_abs_diff for p in parities):.1e}",
         "",

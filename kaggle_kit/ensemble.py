@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 
 from kaggle_kit.errors import PredictionError, SettingError
+from kaggle_kit.files import replacing
 from kaggle_kit.predictions import Predictions, Probs
 from kaggle_kit.settings import build, plain
-from kaggle_kit.tables import replacing
 
 FORMAT = 1
 

@@ -48,8 +48,8 @@ def compose_experiment(overrides: Sequence[str]) -> Experiment:
         SettingError: For an override that is malformed, unknown, of the wrong type or out of range.
     """
     values = _compose(overrides)
-    for name in ("task", "data", "folds", "out"):
-        if values[name] == "???":
+    for name in OWN_SETTINGS:
+        if values.get(name, "???") == "???":
             raise SettingError(f"`{name}` is missing; give {SHORT_HELP}")
     fold = values["fold"]
     if fold != "all" and not (isinstance(fold, int) and not isinstance(fold, bool)):

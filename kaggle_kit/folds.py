@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, SettingError, some_of
+from kaggle_kit.files import replacing
 from kaggle_kit.labels import Labels, unseen_combinations
-from kaggle_kit.tables import Text, check_unique, replacing, rows_of
+from kaggle_kit.tables import Text, check_unique, rows_of
 
 Scheme = Literal["stratified", "grouped"]
 Ints = npt.NDArray[np.int64]

@@ -84,7 +84,9 @@ def class_indices(head: Head, values: Text, ids: Text, where: object) -> npt.NDA
     """
     known = {value: index for index, value in enumerate(head.class_values)}
     unique, inverse = np.unique(values, return_inverse=True)
-    indices = np.array([known.get(_without_point(str(value)), -1) for value in unique], np.int64)[inverse]
+    indices = np.array(
+        [known.get(str(value), known.get(_without_point(str(value)), -1)) for value in unique], np.int64
+    )[inverse]
     if (indices < 0).any():
         row = int(np.argmax(indices < 0))
         shown = ", ".join(head.class_values[:3]) + (" ..." if head.num_classes > 3 else "")

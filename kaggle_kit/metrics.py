@@ -40,7 +40,7 @@ class SplitScore:
 
     Attributes:
         all: Over all images.
-        seen: Over images whose combination of heads occurs in train; None where there are none.
+        seen: Over images whose combination of heads occurs in train; None where there are none, or it is not known.
         unseen: Over the other images; None where there are none.
     """
 
@@ -49,14 +49,14 @@ class SplitScore:
     unseen: Score | None
 
 
-def score_split(task: Task, truth: Classes, decided: Classes, unseen: npt.NDArray[np.bool_]) -> SplitScore:
+def score_split(task: Task, truth: Classes, decided: Classes, unseen: npt.NDArray[np.bool_] | None) -> SplitScore:
     """Score all rows, and seen and unseen combinations of heads apart.
 
     Args:
         task: Gives the metric and the heads' weights.
         truth: {head: (N,) class indices}.
         decided: {head: (N,) class indices}, rows in the same order.
-        unseen: (N,) True where train does not show the row's combination.
+        unseen: (N,) True where train does not show the row's combination; None where that is not known.
     """
 
     def part(rows: npt.NDArray[np.bool_]) -> Score | None:
@@ -64,7 +64,10 @@ def score_split(task: Task, truth: Classes, decided: Classes, unseen: npt.NDArra
             return None
         return score_classes(task, {h: c[rows] for h, c in truth.items()}, {h: c[rows] for h, c in decided.items()})
 
-    return SplitScore(all=score_classes(task, truth, decided), seen=part(~unseen), unseen=part(unseen))
+    whole = score_classes(task, truth, decided)
+    if unseen is None:
+        return SplitScore(all=whole, seen=None, unseen=None)
+    return SplitScore(all=whole, seen=part(~unseen), unseen=part(unseen))
 
 
 def score_classes(task: Task, truth: Classes, decided: Classes) -> Score:

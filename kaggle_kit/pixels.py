@@ -13,6 +13,7 @@ from kaggle_kit.task import Stored
 Image = npt.NDArray[np.uint8]
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", 0xDA, b"\xff\xd9"
+TAIL_BYTES = 1024
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 
 
@@ -62,7 +63,10 @@ def to_stored(image: Image, stored: Stored) -> Image:
     if image.shape[:2] == size:
         return image
     if stored.fit == "none":
-        raise ImageError(f"size is {image.shape[0]} x {image.shape[1]}, expected {size[0]} x {size[1]}")
+        raise ImageError(
+            f"size is {image.shape[0]} x {image.shape[1]}, expected {size[0]} x {size[1]}; "
+            "set fit: stretch or letterbox"
+        )
     if stored.fit == "stretch":
         return resize(image, *size)
     scale = min(size[0] / image.shape[0], size[1] / image.shape[1])
@@ -111,7 +115,7 @@ def _scan_start(data: bytes) -> int:
             place += 1
             continue
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    return len(data)
+    return max(2, len(data) - TAIL_BYTES)  # stray bytes between segments: look for the end marker near the end only
 
 
 def _to_eight_bits(image: npt.NDArray[Any]) -> Image:

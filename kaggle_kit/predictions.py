@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import PredictionError, some_of
+from kaggle_kit.files import replacing
 from kaggle_kit.labels import Classes
-from kaggle_kit.tables import Text, replacing, rows_of
+from kaggle_kit.tables import Text, rows_of
 
 Probs = dict[str, npt.NDArray[np.float32]]
 SUM_TOLERANCE = 2e-3  # float16 softmax over 168 classes was seen to miss 1 by 9e-4

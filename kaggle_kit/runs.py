@@ -17,6 +17,7 @@ from typing import Any
 
 import kaggle_kit
 from kaggle_kit.errors import DataError, SettingError
+from kaggle_kit.files import replacing
 from kaggle_kit.folds import Folds
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.metrics import Score
@@ -24,7 +25,6 @@ from kaggle_kit.predictions import Predictions
 from kaggle_kit.progress import progress_bar, say
 from kaggle_kit.settings import build, fingerprint, plain
 from kaggle_kit.sources import PackedSource, check_ids, find_packed, open_source, pack
-from kaggle_kit.tables import replacing
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 from kaggle_kit.train.config import TrainConfig
 
@@ -50,6 +50,7 @@ class Run:
         config: The settings.
         data: The competition's data folder.
         packed: The packed store it was trained from.
+        packed_key: That store's key then.
         score: Out-of-fold, over all trained folds at once.
         folds: {fold: summary}.
     """
@@ -59,6 +60,7 @@ class Run:
     config: TrainConfig
     data: Path
     packed: Path
+    packed_key: str
     score: Score
     folds: dict[int, FoldSummary]
 
@@ -95,6 +97,7 @@ def write_run(run: Run) -> None:
         "config_hash": fingerprint(run.config),
         "data": str(run.data.resolve()),
         "packed": str(run.packed.resolve()),
+        "packed_key": run.packed_key,
         "score": plain(run.score),
         "folds": plain(run.folds),
     }
@@ -113,18 +116,19 @@ def read_run(folder: Path) -> Run:
         raise DataError(f"{folder} holds no finished run (no run.json); train it first, or check the path")
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            raise DataError(f"{path} has format {values.get('format')}; this version reads {FORMAT}")
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise DataError(f"{path} is no run of format {FORMAT}, which this version reads; train the run again")
         return Run(
             folder=folder,
             task=task_from_plain(values["task"]),
             config=build(TrainConfig, values["config"]),
             data=Path(values["data"]),
             packed=Path(values["packed"]),
+            packed_key=values["packed_key"],
             score=build(Score, values["score"]),
             folds={int(k): build(FoldSummary, v, where=f"folds.{k}") for k, v in values["folds"].items()},
         )
-    except (KeyError, TypeError, json.JSONDecodeError, SettingError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, SettingError) as error:
         raise DataError(f"{path} does not read ({error}); train the run again") from None
 
 
@@ -152,11 +156,13 @@ def pack_train(task: Task, data: Path, folder: Path) -> PackedSource:
         DataError: When the label file names images that are not there.
     """
     key = source_key(task, data)
+    ids, where = read_labels(task, data).ids, str(data / task.labels.file)
     there = find_packed(folder, key)
     if there is not None:
         say(f"packed images: {folder}, unchanged")
+        check_ids(there, ids, where=where)
         return there
     source = open_source(task, "train", data, on_broken="blank")
-    check_ids(source, read_labels(task, data).ids, where=str(data / task.labels.file))
+    check_ids(source, ids, where=where)
     with progress_bar(len(source), "packing", unit="image") as bar:
         return pack(source, folder, key=key, advance=bar.update)

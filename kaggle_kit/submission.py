@@ -61,7 +61,7 @@ def split_row_ids(task: Task, rows: Text) -> tuple[Text, Text]:
 def _row_id_pattern(task: Task) -> re.Pattern[str]:
     heads = "|".join(re.escape(head) for head in sorted(task.heads, key=len, reverse=True))
     pattern = re.escape(task.submission.row_id)
-    pattern = pattern.replace(re.escape("{image_id}"), "(?P<image_id>.+)")
+    pattern = pattern.replace(re.escape("{image_id}"), "(?P<image_id>.+?)")
     return re.compile(pattern.replace(re.escape("{head}"), f"(?P<head>{heads})"))
 
 
@@ -160,7 +160,7 @@ def score_submission(task: Task, submission: Path, solution: Path, *, train: Lab
             f"{some_of(missing)}; predict them"
         )
     labels = Labels(ids=ids, classes=truth)
-    unseen = np.zeros(len(ids), bool) if train is None else unseen_combinations(labels, train)
+    unseen = None if train is None else unseen_combinations(labels, train)
     return score_split(task, truth, {head: classes[rows] for head, classes in decided.items()}, unseen)
 
 
@@ -191,4 +191,10 @@ def validate_submission(task: Task, path: Path, *, rows: Text) -> None:
             f"{path} line {row + 2} is {str(ids[row])!r}; the sample submission has {str(rows[row])!r} there; "
             "write rows in its order"
         )
-    read_submission(task, path)
+    if form.form == "row_per_image":
+        read_submission(task, path)
+        return
+    images, heads = split_row_ids(task, ids)
+    for name, head in task.heads.items():
+        mine = heads == name
+        class_indices(head, table[form.target][mine], images[mine], path)

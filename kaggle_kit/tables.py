@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, did_you_mean, some_of
+from kaggle_kit.files import replacing
 
 Text = npt.NDArray[np.str_]
 
@@ -52,7 +50,7 @@ def _read_rows(path: Path) -> tuple[list[list[str]], list[str]]:
     except csv.Error as error:
         raise DataError(f"{path} is not a CSV file: {error}") from None
     if not header:
-        raise DataError(f"{path} is empty; expected a header line")
+        raise DataError(f"{path} is empty; expected a header line and rows; download it again")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise DataError(f"{path} line {number} has {len(row)} fields; its header has {len(header)}")
@@ -65,21 +63,6 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_unique(ids: Text, where: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,8 +94,9 @@ class Images:
     def __post_init__(self) -> None:
         needed = {"wide_parquet": ("train", "test", "height", "width"), "files": ("folder", "test_list")}
         for name in needed[self.format]:
-            if not getattr(self, name):
-                raise SettingError(f"`{name}` is missing; format {self.format!r} needs it")
+            value = getattr(self, name)
+            if not value or (isinstance(value, int) and value < 0):
+                raise SettingError(f"`{name}` is missing or negative; format {self.format!r} needs it")
         for name in ("train", "test", "folder", "test_list"):
             value = getattr(self, name)
             if value.startswith(("/", "~")) or "://" in value or ".." in Path(value).parts:
@@ -154,8 +156,11 @@ class SubmissionForm:
 
     def __post_init__(self) -> None:
         if self.form == "row_per_head":
-            names = {name for _, name, _, _ in string.Formatter().parse(self.row_id) if name is not None}
-            if names != {"image_id", "head"}:
+            try:
+                names = [name for _, name, _, _ in string.Formatter().parse(self.row_id) if name is not None]
+            except ValueError:
+                names = []
+            if sorted(names) != ["head", "image_id"]:
                 raise SettingError(f"`row_id` is {self.row_id!r}; it must hold {{image_id}} and {{head}} once each")
 
     @property
@@ -193,9 +198,13 @@ class Task:
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise SettingError(f"`name` is {self.name!r}; use letters, digits, '.', '_' and '-': it names folders")
         if not self.heads:
             raise SettingError("`heads` is empty; name at least one thing to predict")
         for key, head in self.heads.items():
+            if key == "image" or not key.strip():
+                raise SettingError(f"a head is named {key!r}, which the exported graph needs itself; rename it")
             if head.name != key:
                 raise SettingError(f"head `{key}` is named {head.name!r}; leave `name` out of the file")
         several = self.submission.form == "row_per_image" and len(self.heads) > 1

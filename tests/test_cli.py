@@ -105,6 +105,7 @@ def test_the_commands_go_the_whole_way(
             "`fold` is 'first'; expected all, or a fold's number",
         ),
         (["train", "task=digits", "data"], "Error parsing override 'data'"),
+        (["train", "~fold", "task=digits", "data=x", "out=y", "folds=z"], "`fold` is missing"),
         (["train", "task=digits"], "`data` is missing; give task=TASK data=DIR folds=FILE out=DIR"),
         (["train", "task=digits", "data=x", "out=y", "folds=z"], "there is no fold file 'z'"),
         (["blend", "nowhere", "--out", "b.json"], "nowhere holds no finished run"),

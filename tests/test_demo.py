@@ -20,8 +20,9 @@ def test_the_demo_goes_the_whole_way_twice_with_the_same_score(tmp_path: Path) -
         "blend",
         "bundle",
         "rehearse",
+        "torch again",
     ]
-    assert first.hidden.all.rows == 100
+    assert first.hidden.all.rows == 100 and (first.differing, first.decisions) == (0, 300)
     text = format_demo(first)
     assert "0 decisions differ" in text and "hidden test" in text and "Where to look next" in text
     submission = first.rehearsal.submission.read_bytes()

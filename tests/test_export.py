@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,12 @@ from conftest import SIZE, Toy
 
 from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
 from kaggle_kit.errors import BundleError, ExportError
-from kaggle_kit.export.bundle import write_bundle
+from kaggle_kit.export.bundle import _golden_ids, write_bundle
 from kaggle_kit.export.onnx import IR_VERSION, OPSET, measure_parity
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run, read_run
 from kaggle_kit.runtime.backends import OnnxSession
-from kaggle_kit.runtime.bundle import load_golden, open_bundle, write_manifest
+from kaggle_kit.runtime.bundle import _digest, load_golden, open_bundle, write_manifest
 from kaggle_kit.runtime.predictor import Predictor
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import rows_of
@@ -73,8 +74,12 @@ def test_the_out_of_fold_score_of_the_blend_is_in_the_manifest(
 
 def test_golden_images_show_every_class(trained: tuple[Toy, list[Run]], bundle_folder: Path) -> None:
     golden = load_golden(bundle_folder)
-    assert len(golden.encoded) == len(golden.images) >= 3
+    assert len(golden.encoded) == len(golden.images)
     assert set(golden.probs) == {"root", "vowel"}
+    run = trained[1][0]
+    store, labels = PackedSource(run.packed), run.labels()
+    shown = labels.align(_golden_ids(labels, store))
+    assert {head: len(np.unique(classes)) for head, classes in shown.classes.items()} == {"root": 3, "vowel": 2}
 
 
 def copy_run(run: Run, folder: Path) -> Run:
@@ -87,7 +92,7 @@ def test_a_bundle_that_does_not_reproduce_the_score_is_refused(trained: tuple[To
     truth = run.labels().align(oof.ids).classes
     perfect = {head: np.eye(probs.shape[1], dtype=np.float32)[truth[head]] for head, probs in oof.probs.items()}
     Predictions(ids=oof.ids, probs=perfect).save(run.folder / "oof.npz")
-    with pytest.raises(BundleError, match=r"the exported blend scores .* the runs scored 1.0000 there"):
+    with pytest.raises(BundleError, match=r"the exported blend decides .* and scores .*, not 1.0000"):
         write_bundle([run], equal_blend([run.name]), tmp_path / "bundle")
     assert [path.name for path in tmp_path.iterdir()] == [run.name]
 
@@ -96,7 +101,7 @@ def test_an_export_that_gives_other_results_is_refused(trained: tuple[Toy, list[
     run = trained[1][0]
     network, _ = load_checkpoint(run.checkpoint(0))
     with torch.no_grad():
-        network.heads["root"].bias += torch.tensor([3.0, 0, 0])
+        network.heads[0].bias += torch.tensor([3.0, 0, 0])
     store = PackedSource(run.packed)
     path = bundle_folder / open_bundle(bundle_folder).members[0].file
     with pytest.raises(ExportError, match=r"member_test_resnet_fold0.onnx does not repeat its network on 24 images"):
@@ -123,18 +128,52 @@ def test_images_missing_from_the_packed_store_are_named(trained: tuple[Toy, list
         write_bundle([run], equal_blend([run.name]), tmp_path / "bundle")
 
 
+def test_other_files_beside_a_bundle_are_never_lost(
+    trained: tuple[Toy, list[Run]], bundle_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bundle_folder, tmp_path / "bundle")
+    (folder / "dataset-metadata.json").write_text("{}")
+    with pytest.raises(BundleError, match=r"holds a bundle and other files: 'dataset-metadata.json'; move them"):
+        write_bundle(trained[1][:1], equal_blend([trained[1][0].name]), folder)
+    assert (folder / "dataset-metadata.json").exists()
+
+
+def test_a_run_whose_images_were_packed_again_is_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    run = replace(trained[1][0], packed_key="other")
+    with pytest.raises(
+        BundleError, match=r"was packed again from other data or at another size since run 'test_resnet'"
+    ):
+        write_bundle([run], equal_blend([run.name]), tmp_path / "bundle")
+
+
+def open_manifest(folder: Path) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def sign(folder: Path, change: dict[str, object]) -> None:
+    """Change the manifest as its writer would, digest included."""
+    values = open_manifest(folder) | change
+    del values["sha256"]
+    values["sha256"] = _digest(values)
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
 class TestOpening:
     @pytest.fixture
     def folder(self, bundle_folder: Path, tmp_path: Path) -> Path:
         return shutil.copytree(bundle_folder, tmp_path / "bundle")
 
-    def test_one_changed_byte_is_named(self, folder: Path) -> None:
-        path = folder / "member_test_resnet_fold1.onnx"
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
-        with pytest.raises(BundleError, match=r"member_test_resnet_fold1.onnx has changed: SHA-256 is"):
-            open_bundle(folder)
+    @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.9])
+    def test_one_changed_byte_in_any_file_is_named(self, folder: Path, place: float) -> None:
+        for path in sorted(folder.iterdir()):
+            whole = path.read_bytes()
+            data = bytearray(whole)
+            data[int(len(data) * place)] ^= 1
+            path.write_bytes(data)
+            with pytest.raises(BundleError, match=rf"{path.name}"):
+                open_bundle(folder)
+            path.write_bytes(whole)
+        open_bundle(folder)
 
     def test_a_missing_file_is_named(self, folder: Path) -> None:
         (folder / "golden.npz").unlink()
@@ -152,8 +191,7 @@ class TestOpening:
         ],
     )
     def test_manifests_that_are_none_are_refused(self, folder: Path, change: dict[str, object], message: str) -> None:
-        path = folder / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        sign(folder, change)
         with pytest.raises(BundleError, match=message):
             open_bundle(folder)
 
@@ -167,17 +205,22 @@ class TestOpening:
         with pytest.raises(BundleError, match=r"is no bundle \(no manifest.json\)"):
             open_bundle(tmp_path)
 
-    def test_golden_images_that_come_out_otherwise_stop_the_predictor(self, folder: Path) -> None:
+    def test_golden_images_that_come_out_otherwise_stop_the_predictor_but_not_the_rerun(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         from kaggle_kit.runtime.bundle import Golden, file_sha256, save_golden
 
         golden = load_golden(folder)
         probs = {head: 1 - values for head, values in golden.probs.items()}
         save_golden(Golden(encoded=golden.encoded, images=golden.images, probs=probs), folder)
-        bundle = json.loads((folder / "manifest.json").read_text())
-        bundle["files"]["golden.npz"] = file_sha256(folder / "golden.npz")
-        (folder / "manifest.json").write_text(json.dumps(bundle))
+        files = open_manifest(folder)["files"] | {"golden.npz": file_sha256(folder / "golden.npz")}
+        sign(folder, {"files": files})
         with pytest.raises(BundleError, match=r"golden images give probabilities .* away from home"):
             Predictor(folder, say=lambda _: None)
+        monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
+        lines: list[str] = []
+        Predictor(folder, say=lines.append)
+        assert any(line.startswith("WARNING golden images give") for line in lines)
 
     def test_a_member_that_is_no_onnx_is_named(self, folder: Path) -> None:
         path = folder / "member_test_resnet_fold1.onnx"

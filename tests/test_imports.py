@@ -20,6 +20,7 @@ LAYERS = (
     (
         "ensemble",
         "errors",
+        "files",
         "labels",
         "metrics",
         "pixels",
@@ -98,6 +99,16 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(PACKAGE))) for _, p in modules()])
+def test_nothing_is_read_written_or_seeded_at_import(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    plain = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.If)
+    statements = [node for node in tree.body if not isinstance(node, plain)]
+    called = {ast.unparse(call.func) for node in statements for call in ast.walk(node) if isinstance(call, ast.Call)}
+    assert called <= {"TypeVar", "Path", "DemoSettings", "len"}, called
+    assert not [node for node in statements if "environ" in ast.unparse(node)]
 
 
 def test_only_experiment_imports_hydra() -> None:

@@ -72,6 +72,13 @@ def test_a_jpeg_cut_short_is_refused_though_its_thumbnail_is_whole() -> None:
         decode_image(data[:-100], channels=3)
 
 
+def test_stray_bytes_between_segments_do_not_break_a_jpeg() -> None:
+    data = encode(PHOTO)
+    place = 4 + int.from_bytes(data[4:6], "big")
+    stray = data[:place] + b"\x00" + data[place:]
+    assert decode_image(stray, channels=3).shape == (60, 80, 3)
+
+
 @pytest.mark.parametrize(("data", "message"), [(b"", r"empty \(0 bytes\)"), (b"GIF89a nothing", "not an image OpenCV")])
 def test_what_is_no_image_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from conftest import Toy
 from kaggle_kit.errors import DataError, RehearsalError
 from kaggle_kit.platform import rehearse as module
 from kaggle_kit.platform.rehearse import Rehearsal, rehearse
-from kaggle_kit.platform.wheel import build_wheel, kernels_folder
+from kaggle_kit.platform.wheel import build_wheel, find_kernel, kernels_folder
 from kaggle_kit.runs import Run
 
 SUBMIT = kernels_folder() / "submit"
@@ -47,13 +48,71 @@ def test_the_submit_kernel_completes_from_the_wheel_and_is_scored(go) -> None:
     assert go(SUBMIT).answer == "Complete"  # a second rehearsal replaces the first
 
 
+CONNECT = """
+import socket, sys
+try:
+    socket.create_connection(("127.0.0.1", PORT), timeout=3)
+except OSError:
+    sys.exit("no network")
+"""
+
+
 @pytest.mark.parametrize("namespaces", [True, False])
-def test_the_kernel_has_no_network(go, monkeypatch: pytest.MonkeyPatch, namespaces: bool) -> None:
+def test_the_kernel_cannot_reach_a_server_that_listens(go, monkeypatch: pytest.MonkeyPatch, namespaces: bool) -> None:
     if not namespaces:
         monkeypatch.setattr(module, "_namespaces_work", lambda _folder: False)
-    result = go("import urllib.request\nurllib.request.urlopen('http://127.0.0.1:9', timeout=3)")
-    assert result.answer == "Notebook Threw Exception"
-    assert "urlopen error" in result.detail
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        socket.create_connection(("127.0.0.1", port), timeout=3).close()
+        server.accept()[0].close()
+        result = go(CONNECT.replace("PORT", str(port)))
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert (result.answer, result.detail) == ("Notebook Threw Exception", "no network")
+    assert result.isolation in ("network namespace", "sockets blocked in Python")
+    assert namespaces or result.isolation == "sockets blocked in Python"
+
+
+def test_without_namespaces_the_kernel_writes_to_copies_only(
+    go, monkeypatch: pytest.MonkeyPatch, trained: tuple[Toy, list[Run]]
+) -> None:
+    monkeypatch.setattr(module, "_namespaces_work", lambda _folder: False)
+    before = (trained[0].data / "train.csv").read_bytes()
+    place = "pathlib.Path(os.environ['KAGGLE_KIT_ROOT']) / 'input/competitions/toy-wide/train.csv'"
+    go(f"import os, pathlib\n({place}).write_text('x')")
+    assert (trained[0].data / "train.csv").read_bytes() == before
+
+
+def test_a_symlinked_folder_of_images_is_mounted(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "1.jpg").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images").symlink_to(tmp_path / "disk")
+    assert [path.name for path in module._files_below(tmp_path / "data")] == ["1.jpg"]
+
+
+def test_ctrl_c_ends_the_kernel(go, tmp_path: Path) -> None:
+    def interrupt(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    code = "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        go(code, echo=interrupt)
+    pid = int((tmp_path / "work" / "kernel.log").read_text())
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_kernel_without_onnxruntime_s_wheels_is_warned_about(go) -> None:
+    assert go(SUBMIT).warnings == ()
+    (warning,) = go("pass").warnings
+    assert "attaches no onnxruntime dataset (none at all)" in warning
+
+
+def test_templates_go_by_name_and_paths_by_path(tmp_path: Path) -> None:
+    assert find_kernel(Path("submit")) == SUBMIT
+    assert find_kernel(tmp_path) == tmp_path
+    assert find_kernel(tmp_path / "submit") == tmp_path / "submit"
 
 
 def test_the_kernel_cannot_write_its_inputs(go) -> None:
@@ -167,7 +226,7 @@ def test_the_kernel_template_is_short_and_its_metadata_is_kaggle_s() -> None:
     assert f"{owner}/{slug}" not in metadata["dataset_sources"]
 
 
-@pytest.mark.parametrize("name", ["kaggle-kit-wheel", "kaggle-kit-bundle"])
+@pytest.mark.parametrize("name", ["kaggle-kit-wheel", "kaggle-kit-onnxruntime", "kaggle-kit-bundle"])
 def test_dataset_metadata_keeps_kaggle_s_rules(name: str) -> None:
     path = Path(__file__).parents[1] / "datasets" / name / "dataset-metadata.json"
     metadata = json.loads(path.read_text())

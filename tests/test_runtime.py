@@ -136,16 +136,49 @@ def test_mounts_are_found_in_the_new_and_the_old_layout(
     monkeypatch.setenv(mounts.ROOT_VARIABLE, str(tmp_path))
     folder = tmp_path / "input" / place
     folder.mkdir(parents=True)
-    (folder / "manifest.json").touch()
-    assert mounts.find_mounted("manifest.json") == folder
+    (folder / "sample_submission.csv").touch()
+    assert mounts.find_competition("sample_submission.csv") == folder
 
 
 def test_mounts_that_are_absent_or_ambiguous_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(mounts.ROOT_VARIABLE, str(tmp_path))
     for name in ("a", "b"):
         (tmp_path / "input" / name).mkdir(parents=True)
-        (tmp_path / "input" / name / "manifest.json").touch()
-    with pytest.raises(KitError, match="manifest.json is in several attached folders"):
-        mounts.find_mounted("manifest.json")
+        (tmp_path / "input" / name / "sample.csv").touch()
+    with pytest.raises(KitError, match="sample.csv is in several attached folders"):
+        mounts.find_competition("sample.csv")
     with pytest.raises(KitError, match=r"no folder attached under .* holds x.csv; attached: 'a', 'b'"):
-        mounts.find_mounted("x.csv")
+        mounts.find_competition("x.csv")
+
+
+def test_a_bundle_is_found_among_other_manifests_and_in_models(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(mounts.ROOT_VARIABLE, str(tmp_path))
+    other = tmp_path / "input" / "datasets" / "me" / "web-app"
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text('{"name": "an app"}')
+    mounted = tmp_path / "input" / "models" / "me" / "bundle" / "other" / "default" / "1"
+    shutil.copytree(bundle_folder, mounted)
+    assert mounts.find_bundle() == mounted
+
+
+def test_a_competition_of_the_old_layout_gives_way_to_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(mounts.ROOT_VARIABLE, str(tmp_path))
+    for place in ("competitions/toy", "toy-copy"):
+        (tmp_path / "input" / place / "meta").mkdir(parents=True)
+        (tmp_path / "input" / place / "meta" / "sample.csv").touch()
+    assert mounts.find_competition("meta/sample.csv") == tmp_path / "input" / "competitions" / "toy"
+
+
+def test_a_system_without_memory_figures_changes_nothing(
+    bundle_folder: Path, test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.read_text
+
+    def without_peak(path: Path, *arguments, **options) -> str:
+        return "VmRSS: 1 kB" if str(path) == "/proc/self/status" else real(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", without_peak)
+    predict_submission(bundle_folder, test_data, tmp_path / "s.csv", say=quiet)
+    assert (tmp_path / "s.csv").exists()

@@ -82,6 +82,12 @@ def test_a_missing_last_shard_is_found_by_its_ids(wide: Toy) -> None:
         pack_train(wide.task, wide.data, wide.data / "packed")
 
 
+def test_dates_in_shard_names_are_no_shard_numbers(wide: Toy) -> None:
+    for number, date in enumerate(("20190101", "20190301", "20190302")):
+        (wide.data / f"train_{number}.parquet").rename(wide.data / f"train_{date}.parquet")
+    assert len(open_source(wide.task, "train", wide.data)) == 48
+
+
 def test_no_shards_at_all_are_named(wide: Toy) -> None:
     for path in wide.data.glob("train_*.parquet"):
         path.unlink()

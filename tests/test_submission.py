@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Toy
+from conftest import Toy, wide_task
 
 from kaggle_kit.errors import KitError, SubmissionError
 from kaggle_kit.labels import Labels
@@ -13,9 +13,11 @@ from kaggle_kit.submission import (
     expected_rows,
     read_submission,
     score_submission,
+    split_row_ids,
     validate_submission,
     write_submission,
 )
+from kaggle_kit.task import task_from_plain, task_to_plain
 
 IDS = np.array(["Test_1", "Test_0"])
 DECIDED = {"root": np.array([2, 0]), "vowel": np.array([1, 0])}
@@ -77,6 +79,27 @@ def test_what_kaggle_would_refuse_is_refused(wide: Toy, tmp_path: Path, old: str
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(KitError, match=message):
         validate_submission(wide.task, path, rows=rows)
+
+
+def test_a_sample_that_asks_one_head_of_an_image_is_answered(wide: Toy, tmp_path: Path) -> None:
+    (wide.data / "sample_submission.csv").write_text("row_id,target\nTest_0_root,0\n")
+    rows = expected_rows(wide.task, wide.data)
+    write_submission(wide.task, tmp_path / "s.csv", rows=rows, ids=IDS, decided=DECIDED)
+    validate_submission(wide.task, tmp_path / "s.csv", rows=rows)
+    assert (tmp_path / "s.csv").read_text() == "row_id,target\nTest_0_root,0\n"
+
+
+def test_a_head_that_ends_another_head_s_name_is_told_apart() -> None:
+    values = task_to_plain(wide_task())
+    values["heads"] = {"root": {"classes": 3}, "grapheme_root": {"classes": 3}}
+    images, heads = split_row_ids(task_from_plain(values), np.array(["Test_0_grapheme_root", "Test_0_root"]))
+    assert images.tolist() == ["Test_0", "Test_0"] and heads.tolist() == ["grapheme_root", "root"]
+
+
+def test_without_train_labels_nothing_is_called_seen(wide: Toy) -> None:
+    solution = wide.hidden / "solution.csv"
+    score = score_submission(wide.task, solution, solution)
+    assert score.all.total == 1.0 and score.seen is None and score.unseen is None
 
 
 def test_row_ids_of_unknown_heads_are_named(wide: Toy) -> None:

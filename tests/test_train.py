@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from kaggle_kit.labels import read_labels
 from kaggle_kit.runs import Run, pack_train, read_run
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import rows_of
-from kaggle_kit.task import Stored
+from kaggle_kit.task import Stored, task_from_plain, task_to_plain
 from kaggle_kit.train.augment import Augment
 from kaggle_kit.train.checkpoint import load_checkpoint, save_checkpoint
 from kaggle_kit.train.config import LoaderConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
@@ -183,11 +184,52 @@ def test_a_second_run_into_one_folder_is_refused(trained: tuple[Toy, list[Run]])
         train_tiny(toy, runs[0].folder)
 
 
-def test_folders_of_other_things_are_never_replaced(wide: Toy, tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("keep me")
+@pytest.mark.parametrize("mine", ["mine.txt", "folds.parquet", "run.json"])
+def test_folders_of_other_things_are_never_replaced(wide: Toy, tmp_path: Path, mine: str) -> None:
+    (tmp_path / mine).write_text("keep me")
     with pytest.raises(DataError, match="is not empty"):
         train_tiny(wide, tmp_path, overwrite=True)
-    assert (tmp_path / "mine.txt").exists()
+    assert (tmp_path / mine).read_text() == "keep me"
+
+
+def test_a_run_with_other_files_in_its_folder_is_never_replaced(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    toy, runs = trained
+    folder = shutil.copytree(runs[0].folder, tmp_path / "run")
+    (folder / "notes.md").write_text("keep me")
+    with pytest.raises(DataError, match=r"holds a run and other files: 'notes.md'; move them"):
+        train_tiny(toy, folder, overwrite=True)
+
+
+@pytest.mark.parametrize("change", [{"data": "nowhere"}, {"model": "resnet19"}, {"folds": "other"}])
+def test_a_run_is_replaced_only_after_everything_else_was_checked(
+    trained: tuple[Toy, list[Run]], tmp_path: Path, change: dict[str, str]
+) -> None:
+    toy, runs = trained
+    folder = shutil.copytree(runs[0].folder, tmp_path / "run")
+    labels = read_labels(toy.task, toy.data)
+    if "folds" in change:
+        labels.classes["vowel"][0] ^= 1
+    config = TrainConfig(model=ModelConfig(name=change.get("model", "test_resnet")), epochs=1)
+    data = tmp_path / change["data"] if "data" in change else toy.data
+    with pytest.raises(KitError):
+        train_run(toy.task, config, data=data, folds=make_folds(labels, num_folds=2), out=folder, overwrite=True)
+    assert read_run(folder).score == runs[0].score
+
+
+def test_labels_without_image_are_refused_though_the_store_is_packed(wide: Toy, tmp_path: Path) -> None:
+    pack_train(wide.task, wide.data, tmp_path / "packed")
+    with (wide.data / "train.csv").open("a") as file:
+        file.write("Ghost,0,0,w0\n")
+    with pytest.raises(DataError, match=r"names 1 of 49 images that .* does not hold: 'Ghost'"):
+        train_tiny(wide, tmp_path / "run", packed=tmp_path / "packed")
+
+
+@pytest.mark.parametrize("name", ["type", "train", "values", "a.b"])
+def test_heads_may_have_any_name(name: str) -> None:
+    values = task_to_plain(wide_task())
+    values["heads"] = {name: {"classes": 3}}
+    network = build_network(task_from_plain(values), ModelConfig(name="test_efficientnet", input_size=(32, 32)))
+    assert set(network(torch.zeros((2, *SIZE, 1), dtype=torch.uint8))) == {name}
 
 
 def test_a_fold_that_is_none_is_refused(wide: Toy, tmp_path: Path) -> None:
@@ -216,9 +258,9 @@ def test_damaged_and_foreign_checkpoints_are_refused(trained: tuple[Toy, list[Ru
     with pytest.raises(CheckpointError, match="has checkpoint format None"):
         load_checkpoint(path)
     network, info = load_checkpoint(runs[0].checkpoint(0))
-    del network.heads["vowel"]
+    network.heads[1] = torch.nn.Linear(96, 5)
     save_checkpoint(path, network, info)
-    with pytest.raises(CheckpointError, match=r"2 tensor\(s\) of 'test_resnet' are missing .*heads.vowel"):
+    with pytest.raises(CheckpointError, match=r"2 tensor\(s\) do not fit 'test_resnet': 'heads.1.weight' has shape"):
         load_checkpoint(path)
 
 

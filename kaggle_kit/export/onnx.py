@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from kaggle_kit.errors import ExportError, some_of
+from kaggle_kit.files import replacing
 from kaggle_kit.predictions import Probs
 from kaggle_kit.runtime.backends import INPUT, OnnxSession
 from kaggle_kit.runtime.bundle import Parity
 from kaggle_kit.sources import Source
-from kaggle_kit.tables import replacing
 from kaggle_kit.train.loop import predict_rows
 from kaggle_kit.train.model import Network
 
@@ -57,7 +57,7 @@ def export_onnx(network: Network, path: Path, *, shape: tuple[int, int, int]) ->
 
     graph = ExportGraph(network).eval()
     example = torch.zeros((2, *shape), dtype=torch.uint8)
-    names = list(network.heads)
+    names = list(network.head_names)
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -91,7 +91,7 @@ def measure_parity(network: Network, path: Path, source: Source, rows: npt.NDArr
     Raises:
         ExportError: When a probability differs by more than 1e-4, or a decision changes that was no near tie.
     """
-    session = OnnxSession(path)
+    session = OnnxSession(path, device="cpu")
     parts = [
         session.run(np.stack([source.read(int(row)) for row in rows[start : start + ROWS_AT_ONCE]]))
         for start in range(0, len(rows), ROWS_AT_ONCE)

@@ -47,9 +47,10 @@ class Rehearsal:
         answer: In Kaggle's words.
         detail: Why, where the answer is a failure.
         seconds: Run time of the kernel here.
-        peak_memory_gb: Highest resident memory of the kernel here; 0 where the system does not tell.
+        peak_memory_gb: Highest resident memory of the kernel's main process here; 0 where the system does not tell.
         isolation: How the network was taken away.
         read_only: Whether writing to the inputs was impossible.
+        warnings: What the rehearsal cannot show but Kaggle would stumble over.
         log: The kernel's output.
         submission: The file it wrote.
         score: Against the hidden solution, where there is one.
@@ -61,6 +62,7 @@ class Rehearsal:
     peak_memory_gb: float
     isolation: str
     read_only: bool
+    warnings: tuple[str, ...]
     log: Path
     submission: Path
     score: SplitScore | None
@@ -107,14 +109,16 @@ def rehearse(
     """
     script = _kernel_script(kernel)
     root = _fresh_root(work)
-    competition = _mount_inputs(root, task, data=data, hidden=hidden, bundle=bundle)
     namespaces = _namespaces_work(root / "input")
+    # Files that the kernel could write to are copied, never linked: they are the user's own.
+    place = _link if namespaces else _copy
+    competition = _mount_inputs(root, task, data=data, hidden=hidden, bundle=bundle, place=place)
     outcome = _run_kernel(
         root,
         script,
         namespaces=namespaces,
-        time_limit_s=time_limit_s or task.limits.hours * 3600,
-        memory_gb=memory_gb or task.limits.memory_gb,
+        time_limit_s=task.limits.hours * 3600 if time_limit_s is None else time_limit_s,
+        memory_gb=task.limits.memory_gb if memory_gb is None else memory_gb,
         echo=echo,
     )
     submission = root / "working" / SUBMISSION
@@ -126,6 +130,7 @@ def rehearse(
         peak_memory_gb=outcome.peak_gb,
         isolation="network namespace" if namespaces else "sockets blocked in Python",
         read_only=namespaces,
+        warnings=_warnings(kernel),
         log=root / "kernel.log",
         submission=submission,
         score=_hidden_score(task, submission, hidden=hidden, data=data) if answer == "Complete" else None,
@@ -148,6 +153,18 @@ def _kernel_script(kernel: Path) -> Path:
     return script.resolve()
 
 
+def _warnings(kernel: Path) -> tuple[str, ...]:
+    """Return what only Kaggle's image would show: this child runs with home's packages."""
+    metadata = json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))
+    sources = [str(source) for source in metadata.get("dataset_sources", [])]
+    if any("onnxruntime" in source for source in sources):
+        return ()
+    return (
+        f"{kernel / 'kernel-metadata.json'} attaches no onnxruntime dataset ({', '.join(sources) or 'none at all'}); "
+        "Kaggle's image has no onnxruntime, see datasets/kaggle-kit-onnxruntime",
+    )
+
+
 def _fresh_root(work: Path) -> Path:
     marker = work / ".kaggle-kit-rehearsal"
     if work.exists() and any(work.iterdir()):
@@ -157,23 +174,26 @@ def _fresh_root(work: Path) -> Path:
     work.mkdir(parents=True, exist_ok=True)
     marker.touch()
     (work / "working").mkdir()
+    (work / "input").mkdir()
     return work.resolve()
 
 
-def _mount_inputs(root: Path, task: Task, *, data: Path, hidden: Path, bundle: Path) -> Path:
-    """Lay out inputs as Kaggle mounts them; files are hard-linked where the disk allows it."""
+def _mount_inputs(
+    root: Path, task: Task, *, data: Path, hidden: Path, bundle: Path, place: Callable[[Path, Path], object]
+) -> Path:
+    """Lay out inputs as Kaggle mounts them, and return the competition's folder."""
     competition = root / "input" / "competitions" / task.name
     if not hidden.is_dir():
         raise DataError(f"there is no hidden test {str(hidden)!r}; give a folder with test files and solution.csv")
     replaced = {path.relative_to(data) for path in _visible_test(task, data)}
     for path in _files_below(data):
         if path.relative_to(data) not in replaced:
-            _link(path, competition / path.relative_to(data))
+            place(path, competition / path.relative_to(data))
     for path in _files_below(hidden):
         if path.name not in NOT_MOUNTED:
-            _link(path, competition / path.relative_to(hidden))
+            place(path, competition / path.relative_to(hidden))
     for path in _files_below(bundle):
-        _link(path, root / "input" / "datasets" / "owner" / "kaggle-kit-bundle" / path.name)
+        place(path, root / "input" / "datasets" / "owner" / "kaggle-kit-bundle" / path.name)
     wheels = root / "input" / "datasets" / "owner" / "kaggle-kit-wheel"
     wheels.mkdir(parents=True)
     build_wheel(wheels)
@@ -190,7 +210,8 @@ def _visible_test(task: Task, data: Path) -> Iterator[Path]:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(parent) / name for name in sorted(names) if not name.startswith("."))
 
 
 def _link(path: Path, target: Path) -> None:
@@ -200,6 +221,12 @@ def _link(path: Path, target: Path) -> None:
         os.link(path.resolve(), target)
     except OSError:  # another disk, or a system without hard links
         shutil.copy2(path, target)
+
+
+def _copy(path: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    shutil.copy2(path, target)
 
 
 def _namespaces_work(folder: Path) -> bool:
@@ -251,7 +278,12 @@ def _run_kernel(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        return _watch(child, log, started, time_limit_s=time_limit_s, memory_gb=memory_gb, echo=echo)
+        try:
+            return _watch(child, log, started, time_limit_s=time_limit_s, memory_gb=memory_gb, echo=echo)
+        finally:
+            if child.poll() is None:  # Ctrl-C here must not leave it running for hours
+                _kill_group(child)
+                child.wait()
 
 
 def _watch(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import kaggle_kit
 from kaggle_kit.errors import KitError
-from kaggle_kit.tables import replacing
+from kaggle_kit.files import replacing
 
 PACKAGE = Path(kaggle_kit.__file__).parent
 SKIPPED = ("__pycache__", ".pyc")
@@ -68,7 +68,7 @@ def kernels_folder() -> Path:
 
 def find_kernel(path: Path) -> Path:
     """Return a kernel's folder: the one at `path`, or the template of that name, such as `submit`."""
-    return path if path.is_dir() else kernels_folder() / path.name
+    return kernels_folder() / path if not path.is_dir() and len(path.parts) == 1 else path
 
 
 def _package_files() -> Iterator[tuple[str, bytes]]:

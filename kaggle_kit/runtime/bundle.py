@@ -19,10 +19,10 @@ import numpy as np
 
 import kaggle_kit
 from kaggle_kit.errors import BundleError, SettingError, some_of
+from kaggle_kit.files import replacing
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Probs
 from kaggle_kit.settings import build, plain
-from kaggle_kit.tables import replacing
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 
 FORMAT = 1
@@ -111,6 +111,7 @@ def write_manifest(bundle: Bundle) -> None:
     values = {"format": FORMAT, "task": task_to_plain(bundle.task)}
     names = ("kit_version", "oof_score", "members", "priors", "files")
     values |= {name: plain(getattr(bundle, name)) for name in names}
+    values["sha256"] = _digest(values)
     with replacing(bundle.folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -135,6 +136,21 @@ def open_bundle(folder: Path) -> Bundle:
     return bundle
 
 
+def bundle_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the files the bundle in `folder` is made of, itself included; none where there is none."""
+    try:
+        values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return (MANIFEST, *values["files"]) if values["format"] == FORMAT and values["members"] else ()
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """Return the SHA-256 of plain values, whatever their order and layout on disk."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _read_manifest(folder: Path) -> Bundle:
     path = folder / MANIFEST
     if not path.is_file():
@@ -149,7 +165,9 @@ def _read_manifest(folder: Path) -> Bundle:
             f"{path} has bundle format {found}; kaggle_kit {kaggle_kit.__version__} reads {FORMAT}; "
             "use the kit that wrote it, or make the bundle again"
         )
-    values = {name: value for name, value in values.items() if name != "format"}
+    if values.pop("sha256", None) != _digest(values):
+        raise BundleError(f"{path} has changed since it was written; copy it again, or make the bundle again")
+    del values["format"]
     try:
         task = task_from_plain(values.pop("task", None))
         bundle = build(Bundle, {**values, "folder": folder, "task": task})

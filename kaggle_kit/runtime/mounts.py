@@ -1,19 +1,23 @@
 """Where Kaggle mounts what a kernel attaches. Facts of autumn 2026.
 
-`/kaggle/input/competitions/<slug>/`, `/kaggle/input/datasets/<owner>/<slug>/`, and still the older flat
-`/kaggle/input/<slug>/`. They are probed with bounded depth: walking a whole mount was reported to take minutes.
+`/kaggle/input/competitions/<slug>/`, `/kaggle/input/datasets/<owner>/<slug>/`,
+`/kaggle/input/models/<owner>/<model>/<framework>/<variation>/<version>/`, `/kaggle/input/notebooks/<owner>/<slug>/`,
+and still the older flat `/kaggle/input/<slug>/`. Only these depths are probed: walking a mount was reported to take
+minutes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from kaggle_kit.errors import DataError, some_of
+from kaggle_kit.runtime.bundle import MANIFEST, bundle_files
 
 ROOT_VARIABLE = "KAGGLE_KIT_ROOT"  # a rehearsal's stand-in for /kaggle
-DEPTHS = ("*", "*/*", "*/*/*")
+RERUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"  # set in the hidden rerun alone
+FOLDERS = ("competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*/*/*/*", "*")
 
 
 def kaggle_root() -> Path:
@@ -21,23 +25,36 @@ def kaggle_root() -> Path:
     return Path(os.environ.get(ROOT_VARIABLE, "/kaggle"))
 
 
-def find_mounted(file_name: str) -> Path:
-    """Return the shallowest attached folder that holds `file_name`.
+def in_rerun() -> bool:
+    """Return whether this is the hidden rerun, whose only result is the submission."""
+    return bool(os.environ.get(RERUN_VARIABLE))
+
+
+def find_competition(file_name: str) -> Path:
+    """Return the competition's data folder, known by a file it holds, such as its sample submission.
 
     Raises:
-        DataError: When no attached folder does, or several equally deep ones do.
+        DataError: When no attached folder holds the file, or several of a kind do.
     """
+    return _find(file_name, lambda _folder: True)
+
+
+def find_bundle() -> Path:
+    """Return the attached folder that holds a bundle.
+
+    Raises:
+        DataError: When none does, or several do.
+    """
+    return _find(MANIFEST, lambda folder: bool(bundle_files(folder)))
+
+
+def _find(file_name: str, accepts: Callable[[Path], bool]) -> Path:
     root = kaggle_root() / "input"
-    for depth in DEPTHS:
-        found = sorted(path.parent for path in root.glob(f"{depth}/{file_name}"))
+    for folders in FOLDERS:
+        found = [folder for folder in sorted(root.glob(folders)) if (folder / file_name).is_file() and accepts(folder)]
         if len(found) > 1:
             raise DataError(f"{file_name} is in several attached folders: {some_of(found)}; attach one of them")
         if found:
             return found[0]
-    attached = some_of(sorted(folder.relative_to(root) for folder in _attached(root)), 6)
+    attached = some_of(sorted({str(path.relative_to(root)) for kind in FOLDERS for path in root.glob(kind)}), 9)
     raise DataError(f"no folder attached under {root} holds {file_name}; attached: {attached or 'nothing'}")
-
-
-def _attached(root: Path) -> Iterator[Path]:
-    for depth in DEPTHS[:2]:
-        yield from (path for path in root.glob(depth) if path.is_dir())

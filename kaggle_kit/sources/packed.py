@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from kaggle_kit.errors import DataError
+from kaggle_kit.files import check_replaceable, replacing_folder
 from kaggle_kit.pixels import Image
 from kaggle_kit.sources.protocol import Chunk, Source
 from kaggle_kit.tables import Text
 
 FORMAT = 1
+META = "pack.json"
+OWN_FILES = (META, "images.npy", "ids.npy")
 CHUNK_BYTES = 32 << 20
 
 
@@ -73,9 +75,10 @@ class PackedSource:
 
 def find_packed(folder: Path, key: str) -> PackedSource | None:
     """Return the packed store in `folder` if it has this key, else None."""
-    if (folder / "pack.json").is_file() and _read_meta(folder)["key"] == key:
-        return PackedSource(folder)
-    return None
+    try:
+        return PackedSource(folder) if _read_meta(folder)["key"] == key else None
+    except DataError:  # absent, damaged or of another format: it is packed again
+        return None
 
 
 def pack(source: Source, folder: Path, *, key: str, advance: Callable[[int], object] | None = None) -> PackedSource:
@@ -90,29 +93,22 @@ def pack(source: Source, folder: Path, *, key: str, advance: Callable[[int], obj
     Raises:
         DataError: When the folder holds something else, or the disk is too small.
     """
-    if folder.exists() and not (folder / "pack.json").is_file() and any(folder.iterdir()):
-        raise DataError(f"{folder} is not empty and no packed store; choose another folder")
     there = find_packed(folder, key)
     if there is not None:
         return there
+    own = OWN_FILES if (folder / META).is_file() else ()
+    check_replaceable(folder, own, what="packed store", error=DataError)
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed = len(source) * int(np.prod(source.shape))
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise DataError(f"packing into {folder} needs {needed / 1e9:.2f} GB; the disk has {free / 1e9:.2f} GB free")
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replacing_folder(folder, own, what="packed store", error=DataError) as temporary:
         _write_store(source, temporary, key, advance or (lambda _: None))
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return PackedSource(folder)
 
 
 def _write_store(source: Source, folder: Path, key: str, advance: Callable[[int], object]) -> None:
-    folder.chmod(0o755)
     images = np.lib.format.open_memmap(
         folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(source), *source.shape)
     )
@@ -127,11 +123,11 @@ def _write_store(source: Source, folder: Path, key: str, advance: Callable[[int]
     del images
     np.save(folder / "ids.npy", source.ids)
     meta = {"format": FORMAT, "key": key, "broken": broken}
-    (folder / "pack.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / "pack.json"
+    path = folder / META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -29,20 +29,27 @@ def find_shards(root: Path, pattern: str) -> list[Path]:
     Raises:
         DataError: When none matches, or a number is left out between two that are there.
     """
-    shards = sorted(root.glob(pattern), key=lambda path: (_shard_number(path), path.name))
+    try:
+        shards = sorted(root.glob(pattern), key=lambda path: (_shard_number(path.name, pattern), path.name))
+    except ValueError as error:
+        raise DataError(
+            f"{pattern!r} is no file pattern ({error}); write it like 'train_image_data_*.parquet'"
+        ) from None
     if not shards:
         present = some_of(sorted(path.name for path in root.glob("*.parquet")))
         raise DataError(f"no file in {root} matches {pattern!r}; found {present or 'no parquet files'}")
-    numbers = [_shard_number(path) for path in shards]
+    numbers = [_shard_number(path.name, pattern) for path in shards]
     absent = sorted(set(range(numbers[0], numbers[-1] + 1)) - set(numbers)) if min(numbers) >= 0 else []
     if absent:
         raise DataError(f"shard {pattern.replace('*', str(absent[0]))} is missing from {root}; download it again")
     return shards
 
 
-def _shard_number(path: Path) -> int:
-    found = re.findall(r"\d+", path.stem)
-    return int(found[-1]) if found else -1
+def _shard_number(name: str, pattern: str) -> int:
+    """Return what stands for the pattern's one `*` where that is a small number, else -1: a date is none."""
+    start, star, end = Path(pattern).name.partition("*")
+    middle = name[len(start) : len(name) - len(end)]
+    return int(middle) if star and "*" not in end and re.fullmatch(r"\d{1,3}", middle) else -1
 
 
 class WideParquetSource:

@@ -11,9 +11,9 @@ import torch
 
 import kaggle_kit
 from kaggle_kit.errors import CheckpointError, SettingError
+from kaggle_kit.files import replacing
 from kaggle_kit.metrics import Score
 from kaggle_kit.settings import build, fingerprint, plain
-from kaggle_kit.tables import replacing
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 from kaggle_kit.train.config import TrainConfig
 from kaggle_kit.train.model import Network, build_network
@@ -88,12 +88,15 @@ def load_checkpoint(path: Path) -> tuple[Network, CheckpointInfo]:
             f"{path}: its header does not read ({error}); was it written by another version?"
         ) from None
     network = build_network(info.task, info.config.model, load_pretrained=False)
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    if missing or unexpected:
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if wrong:
         raise CheckpointError(
-            f"{path}: {len(missing)} tensor(s) of {info.config.model.name!r} are missing and {len(unexpected)} are "
-            f"unknown (first: {[*missing, *unexpected][0]!r}); the timm version may differ from the one that wrote it"
+            f"{path}: {len(wrong)} tensor(s) do not fit {info.config.model.name!r}: {wrong[0]!r} has shape "
+            f"{found.get(wrong[0])}, expected {expected.get(wrong[0])}; was it written with another timm version?"
         )
+    network.load_state_dict(weights)
     return network.eval(), info
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from kaggle_kit.errors import DataError, SettingError, some_of
-from kaggle_kit.folds import Folds
+from kaggle_kit.errors import DataError, KitError, SettingError, some_of
+from kaggle_kit.files import check_replaceable
+from kaggle_kit.folds import Folds, labels_hash
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.metrics import score_classes
 from kaggle_kit.predictions import concatenate
@@ -19,6 +24,9 @@ from kaggle_kit.tables import rows_of
 from kaggle_kit.task import Task
 from kaggle_kit.train.config import TrainConfig
 from kaggle_kit.train.loop import train_fold
+from kaggle_kit.train.model import check_model
+
+MARKER = ".kaggle-kit-run"
 
 
 def train_run(
@@ -50,27 +58,30 @@ def train_run(
     """
     if only is not None and not 0 <= only < folds.num_folds:
         raise SettingError(f"`fold` is {only}; the fold file has folds 0 to {folds.num_folds - 1}")
-    _claim_folder(out, overwrite=overwrite)
+    _check_folder(out, overwrite=overwrite)
+    check_model(config.model)
     task = resolve_stored(task, data)
     store = packed or out.parent / "packed" / f"{task.name}-{'x'.join(map(str, task.stored_size))}"
     source = pack_train(task, data, store)
     labels, folds = _usable_rows(read_labels(task, data), folds, source)
+    _start_run(out)
     folds.save(out / "folds.parquet")
     wanted = range(folds.num_folds) if only is None else [only]
     aligned = _labels_by_row(labels, source)
     rows = rows_of(labels.ids, source.ids)
     results = {}
     for fold in wanted:
-        results[fold] = train_fold(
-            task,
-            config,
-            source=source,
-            labels=aligned,
-            train_rows=rows[folds.fold != fold],
-            valid_rows=rows[folds.fold == fold],
-            fold=fold,
-            folder=out / f"fold{fold}",
-        )
+        with _explained_out_of_memory(fold, config):
+            results[fold] = train_fold(
+                task,
+                config,
+                source=source,
+                labels=aligned,
+                train_rows=rows[folds.fold != fold],
+                valid_rows=rows[folds.fold == fold],
+                fold=fold,
+                folder=out / f"fold{fold}",
+            )
     oof = concatenate([result.oof for result in results.values()])
     oof.save(out / "oof.npz")
     run = Run(
@@ -79,6 +90,7 @@ def train_run(
         config=config,
         data=data,
         packed=store,
+        packed_key=source.key,
         score=score_classes(task, labels.align(oof.ids).classes, oof.decide()),
         folds={f: FoldSummary(epoch=r.epoch, score=r.score, seconds=r.seconds) for f, r in results.items()},
     )
@@ -86,18 +98,48 @@ def train_run(
     return run
 
 
-def _claim_folder(out: Path, *, overwrite: bool) -> None:
+@contextmanager
+def _explained_out_of_memory(fold: int, config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise KitError(
+            f"fold {fold} does not fit the device's memory; lower `loader.batch_size`, now {config.loader.batch_size}"
+        ) from None
+
+
+def _check_folder(out: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds a run, unless it may be replaced, or anything that no run wrote."""
+    own = [path.name for path in out.iterdir() if _is_own(path.name)] if (out / MARKER).is_file() else []
+    check_replaceable(out, own, what="run", error=DataError)
+    if own and not overwrite:
+        raise DataError(f"{out} holds a run already; choose another `out`, or set overwrite=true")
+
+
+def _is_own(name: str) -> bool:
+    return name in (MARKER, "run.json", "folds.parquet", "oof.npz") or re.fullmatch(r"fold\d+", name) is not None
+
+
+def _start_run(out: Path) -> None:
+    """Empty the folder, now that data, labels and folds are known to fit together."""
     if out.exists() and any(out.iterdir()):
-        is_run = any((out / name).exists() for name in ("run.json", "folds.parquet"))
-        if not (overwrite and is_run):
-            what = "holds a run already; choose another `out`, or set overwrite=true" if is_run else "is not empty"
-            raise DataError(f"{out} {what}")
-        shutil.rmtree(out)
+        for path in [path for path in out.iterdir() if _is_own(path.name)]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
     out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).touch()
 
 
 def _usable_rows(labels: Labels, folds: Folds, source: PackedSource) -> tuple[Labels, Folds]:
     """Leave out images that could not be read, aloud; align folds with labels."""
+    found = labels_hash(labels)
+    if folds.data_hash != found:
+        raise DataError(
+            f"the folds were made from other labels (hash {folds.data_hash}, now {found}); "
+            "make them again with `kaggle-kit folds`"
+        )
     folds = folds.align(labels.ids)
     broken = np.isin(labels.ids, list(source.broken))
     if broken.any():

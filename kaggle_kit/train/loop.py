@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from kaggle_kit.errors import KitError
 from kaggle_kit.labels import Classes, Labels
 from kaggle_kit.metrics import Score, score_classes
+from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Predictions, Probs
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.sources import Source
@@ -75,6 +77,7 @@ def train_fold(
 
     Raises:
         KitError: When the loss is no longer a number.
+        torch.OutOfMemoryError: When the device's memory is too small.
     """
     started = time.perf_counter()
     seed = config.seed * 1000 + fold
@@ -112,7 +115,8 @@ def train_fold(
             bar.update()
             if step % stream.steps_per_epoch == 0:
                 mean_loss = _checked_loss(loss_sum, stream.steps_per_epoch, step // stream.steps_per_epoch)
-                record.add_epoch(network, mean_loss, predict_rows(model, source, valid_rows), truth)
+                # The network itself, not Fabric's wrapper: validation in fp32, as the exported graph will compute.
+                record.add_epoch(network, mean_loss, predict_rows(network, source, valid_rows), truth)
                 bar.set_postfix_str(str(record), refresh=False)
                 loss_sum.zero_()
                 model.train()
@@ -204,23 +208,27 @@ def training_loss(task: Task, config: TrainConfig, logits: Logits, batch: Batch)
     return torch.stack(losses).sum()
 
 
-@torch.inference_mode()
-def predict_rows(model: nn.Module, source: Source, rows: Ints, *, device: torch.device | None = None) -> Probs:
+def predict_rows(network: Network, source: Source, rows: Ints) -> Probs:
     """Return {head: (rows, C) float32 probabilities} of these rows, in this order.
 
     Args:
-        model: A `Network`, wrapped by Fabric or not; left in evaluation mode.
+        network: Left in evaluation mode, where it lies.
         source: The images.
-        rows: Which ones.
-        device: Where the model lies; None: where its parameters are.
+        rows: Which ones; at least one.
     """
-    device = device or next(model.parameters()).device
-    model.eval()
+    batches = (rows[start : start + EVAL_BATCH] for start in range(0, len(rows), EVAL_BATCH))
+    return predict_batches(network, (np.stack([source.read(int(row)) for row in batch]) for batch in batches))
+
+
+@torch.inference_mode()
+def predict_batches(network: Network, batches: Iterable[Image]) -> Probs:
+    """Return {head: (N, C) float32 probabilities} of batches of (B, H, W, channels) uint8 stored images, in order."""
+    device = next(network.parameters()).device
+    network.eval()
     parts: dict[str, list[npt.NDArray[np.float32]]] = {}
-    for start in range(0, len(rows), EVAL_BATCH):
-        images = np.stack([source.read(int(row)) for row in rows[start : start + EVAL_BATCH]])
-        for name, logits in model(torch.from_numpy(images).to(device)).items():
-            parts.setdefault(name, []).append(logits.float().softmax(dim=1).cpu().numpy())
+    for images in batches:
+        for name, logits in network(torch.from_numpy(images).to(device)).items():
+            parts.setdefault(name, []).append(logits.softmax(dim=1).cpu().numpy())
     return {name: np.concatenate(part) for name, part in parts.items()}
 
 

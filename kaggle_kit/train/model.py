@@ -56,12 +56,13 @@ class Network(nn.Module):
         self.backbone = backbone
         self.dropout = nn.Dropout(dropout)
         features = _num_features(backbone, preprocess)
-        self.heads = nn.ModuleDict({name: nn.Linear(features, classes) for name, classes in heads.items()})
+        self.head_names = tuple(heads)
+        self.heads = nn.ModuleList([nn.Linear(features, classes) for classes in heads.values()])
 
     def forward(self, images: torch.Tensor) -> Logits:
         """Return {head: (B, C) logits} from (B, H, W, channels) uint8."""
         features = self.dropout(self.backbone(self.preprocess(images)))
-        return {name: head(features) for name, head in self.heads.items()}
+        return {name: head(features) for name, head in zip(self.head_names, self.heads, strict=True)}
 
 
 def build_network(task: Task, config: ModelConfig, *, load_pretrained: bool = True) -> Network:
@@ -94,7 +95,12 @@ def resize_weights(before: int, after: int) -> torch.Tensor:
     )
 
 
-def _make_backbone(config: ModelConfig, channels: int, input_size: tuple[int, int], pretrained: bool) -> nn.Module:
+def check_model(config: ModelConfig) -> None:
+    """Refuse a model name that timm does not know.
+
+    Raises:
+        SettingError: With the closest name there is.
+    """
     import timm
 
     if not timm.is_model(config.name.split(".")[0]):
@@ -102,6 +108,12 @@ def _make_backbone(config: ModelConfig, channels: int, input_size: tuple[int, in
             f"`model.name` is {config.name!r}, which timm {timm.__version__} does not know"
             f"{did_you_mean(config.name, timm.list_models())[:200]}"
         )
+
+
+def _make_backbone(config: ModelConfig, channels: int, input_size: tuple[int, int], pretrained: bool) -> nn.Module:
+    import timm
+
+    check_model(config)
     fixed = getattr(timm.get_pretrained_cfg(config.name), "fixed_input_size", False)
     extra = {"img_size": input_size} if fixed else {}
     try:

@@ -1,0 +1,75 @@
+"""Files and folders that are either whole or absent, and never take the place of somebody else's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kaggle_kit.errors import KitError, some_of
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_replaceable(folder: Path, own: Collection[str], *, what: str, error: type[KitError]) -> None:
+    """Refuse a folder that holds anything but the files of an earlier `what`.
+
+    Args:
+        folder: May be absent or empty.
+        own: The names an earlier `what` in this folder is made of; empty when there is none.
+        what: Such as "bundle", for the message.
+        error: What to raise.
+
+    Raises:
+        KitError: Of the kind `error`, naming files that would be lost.
+    """
+    if not folder.exists():
+        return
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
+    if others and not own:
+        raise error(f"{folder} is not empty and no {what}; choose another folder")
+    if others:
+        raise error(f"{folder} holds a {what} and other files: {some_of(others)}; move them, or choose another folder")
+
+
+@contextmanager
+def replacing_folder(folder: Path, own: Collection[str], *, what: str, error: type[KitError]) -> Iterator[Path]:
+    """Yield a temporary folder that takes the place of `folder` when the block ends without an error.
+
+    Args:
+        folder: May be absent, empty, or hold an earlier `what` and nothing else.
+        own: The names an earlier `what` in this folder is made of; empty when there is none.
+        what: Such as "bundle", for the message.
+        error: What to raise.
+
+    Raises:
+        KitError: Of the kind `error`, before anything is written, when files of another kind would be lost.
+    """
+    folder = folder.resolve()
+    check_replaceable(folder, own, what=what, error=error)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    temporary.chmod(0o755)
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
