@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import kaggle_kit
 from kaggle_kit import commands
@@ -46,9 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        unknown = message.startswith("unrecognized arguments")
+        hint = "; settings of train are written KEY=VALUE, without dashes" if unknown else ""
+        self.exit(commands.USER_CAN_MEND, f"kaggle-kit: {message}{hint}; see {self.prog} --help\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="kaggle-kit",
         description="From a Kaggle image competition's files to a submission written offline, verified at every step.",
         epilog="Start with `kaggle-kit demo`; then `kaggle-kit COMMAND --help`: each shows an example.",
@@ -199,7 +209,13 @@ def _add_kernel(add: Adder) -> None:
     )
     rehearse.add_argument("--task", required=True, metavar="TASK", help=TASK_HELP)
     rehearse.add_argument("--data", type=Path, required=True, metavar="DATA", help=DATA_HELP)
-    rehearse.add_argument("--hidden", type=Path, required=True, metavar="DIR", help="the hidden test and solution.csv")
+    rehearse.add_argument(
+        "--hidden",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="replaces the visible test: sample submission, test list, images or shards; and solution.csv",
+    )
     rehearse.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="attached as a dataset")
     rehearse.add_argument(
         "--work", type=Path, default=Path("rehearsal"), metavar="DIR", help="log and submission (default: %(default)s)"

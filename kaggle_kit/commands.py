@@ -46,10 +46,12 @@ def sample(options: argparse.Namespace) -> tuple[Result, int]:
 
 def folds(options: argparse.Namespace) -> tuple[Result, int]:
     """Divide the train images into folds."""
+    from kaggle_kit.files import check_output_file
     from kaggle_kit.folds import make_folds
     from kaggle_kit.labels import read_labels
     from kaggle_kit.task import read_task
 
+    check_output_file(options.out, ".parquet", outside=options.data)
     labels = read_labels(read_task(options.task), options.data)
     folds = make_folds(labels, options.scheme, num_folds=options.n, seed=options.seed)
     folds.save(options.out)
@@ -72,7 +74,10 @@ def pack(options: argparse.Namespace) -> tuple[Result, int]:
     store = pack_train(resolve_stored(task, options.data), options.data, options.out)
     print(f"{options.out}: {len(store):,} images of {' x '.join(map(str, store.shape))}, {len(store.broken)} broken")
     if options.size:
-        print(f"to train from it, put this into your task file: stored: {task.stored}")
+        height, width = options.size
+        print(
+            f"to train from it, put into your task file: stored: {{height: {height}, width: {width}, fit: letterbox}}"
+        )
     for name, reason in list(store.broken.items())[:10]:
         print(f"  broken: {name}: {reason}")
     return {"out": options.out, "images": len(store), "shape": store.shape, "broken": store.broken}, DONE
@@ -110,9 +115,11 @@ def train(options: argparse.Namespace) -> tuple[Result, int]:
 def blend(options: argparse.Namespace) -> tuple[Result, int]:
     """Combine runs."""
     from kaggle_kit.ensemble import blend_predictions, equal_blend, save_blend
+    from kaggle_kit.files import check_output_file
     from kaggle_kit.metrics import score_classes
     from kaggle_kit.runs import read_run
 
+    check_output_file(options.out, ".json")
     runs = [read_run(folder) for folder in options.runs]
     blend = equal_blend([run.name for run in runs])
     oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
@@ -121,6 +128,9 @@ def blend(options: argparse.Namespace) -> tuple[Result, int]:
     for run in runs:
         print(f"{run.name}: out-of-fold {run.score}, weight {blend.weights[run.name]:.3f}")
     print(f"{options.out}: mean of {len(runs)} run(s), out-of-fold {score}")
+    best = max(runs, key=lambda run: run.score.total)
+    if best.score.total > score.total:
+        print(f"WARNING the blend scores below {best.name} alone ({best.score.total:.4f}); leave weak runs out")
     return {"out": options.out, "weights": blend.weights, "score": score}, DONE
 
 
@@ -159,8 +169,10 @@ def bundle(options: argparse.Namespace) -> tuple[Result, int]:
 
 def predict(options: argparse.Namespace) -> tuple[Result, int]:
     """Write a submission with a bundle."""
+    from kaggle_kit.files import check_output_file
     from kaggle_kit.runtime.predictor import predict_submission
 
+    check_output_file(options.out, ".csv", outside=options.data)
     predicted = predict_submission(options.bundle, options.data, options.out)
     return {"out": options.out, "images": len(predicted.predictions), "broken": predicted.broken}, DONE
 

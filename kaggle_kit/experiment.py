@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def compose_experiment(overrides: Sequence[str]) -> Experiment:
     Raises:
         SettingError: For an override that is malformed, unknown, of the wrong type or out of range.
     """
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise SettingError(f"{override!r} has no '='; write settings like epochs=3")
     values = _compose(overrides)
     for name in OWN_SETTINGS:
         if values.get(name, "???") == "???":
@@ -70,10 +74,11 @@ def compose_experiment(overrides: Sequence[str]) -> Experiment:
 
 
 def describe_settings() -> str:
-    """Return every setting with its default, as YAML."""
-    from omegaconf import OmegaConf
-
-    return str(OmegaConf.to_yaml(OmegaConf.create(_compose([])))).rstrip()
+    """Return every setting with its default and choices, as the YAML they come from, and the model presets."""
+    folder = resources.files("kaggle_kit.conf")
+    models = sorted(item.name.removesuffix(".yaml") for item in (folder / "model").iterdir())
+    lines = (folder / "config.yaml").read_text(encoding="utf-8").split("\n\nhydra:")[0].splitlines()
+    return "\n".join([*lines, "", f"# model presets: {', '.join(models)}", "# model.name takes any timm model"])
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
@@ -104,7 +109,10 @@ def _explain(error: Exception, known: Mapping[str, Any]) -> str:
     text = str(error)
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown:
-        return f"`{unknown[1]}` is not a setting{did_you_mean(unknown[1], _dotted_keys(known))}"
+        keys = _dotted_keys(known)
+        same_end = [key for key in keys if key.rpartition(".")[2] == unknown[1]]
+        hint = f"; did you mean {same_end[0]!r}?" if same_end else did_you_mean(unknown[1], keys)
+        return f"`{unknown[1]}` is not a setting{hint}"
     absent = re.search(r"Could not find '(\w+)/([^']+)'", text)
     if absent:
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)

@@ -27,6 +27,28 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_output_file(path: Path, suffix: str, *, outside: Path | None = None) -> None:
+    """Refuse, before any work, a place where a result cannot or must not be written.
+
+    Args:
+        path: The file to write; an earlier one of the same kind is replaced.
+        suffix: What its name must end with, such as ".csv".
+        outside: A folder that is somebody else's: the competition's data.
+
+    Raises:
+        KitError: Saying where to write instead.
+    """
+    if path.is_dir():
+        raise KitError(f"{path} is a folder; give a file in it, such as {path / ('result' + suffix)}")
+    if path.suffix != suffix:
+        raise KitError(f"{path} does not end in {suffix}; write to {path.with_suffix(suffix)}")
+    if outside is not None and path.resolve().is_relative_to(outside.resolve()):
+        raise KitError(f"{path} lies in the data folder {outside}; write outside of it")
+    existing = next(parent for parent in path.resolve().parents if parent.exists())
+    if not os.access(existing, os.W_OK):
+        raise KitError(f"{path} cannot be written: {existing} is read-only; choose a folder you can write to")
+
+
 def check_replaceable(folder: Path, own: Collection[str], *, what: str, error: type[KitError]) -> None:
     """Refuse a folder that holds anything but the files of an earlier `what`.
 

@@ -93,7 +93,7 @@ def class_indices(head: Head, values: Text, ids: Text, where: object) -> npt.NDA
         raise DataError(
             f"{where}: head {head.name!r} of {str(ids[row])!r} is {str(values[row])!r}; expected one of its "
             f"{head.num_classes} classes ({shown}); {int((indices < 0).sum()):,} row(s) in all, "
-            "mend the file or the task's `classes`"
+            "mend the file, or the head's `classes` and `values` in the task"
         )
     return indices
 

@@ -147,6 +147,12 @@ def source_key(task: Task, data: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def default_store(task: Task, data: Path, parent: Path) -> Path:
+    """Return where a packed store goes that nobody named: its key is in its name, so none ever replaces another."""
+    size = "x".join(map(str, task.stored_size))
+    return parent / "packed" / f"{task.name}-{size}-{source_key(task, data)[:8]}"
+
+
 def pack_train(task: Task, data: Path, folder: Path) -> PackedSource:
     """Pack a competition's train images into `folder`, unless they are there already.
 

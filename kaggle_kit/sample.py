@@ -91,7 +91,8 @@ def make_sample(
     if not _is_there(folder, card):
         with _part_folder(folder) as part:
             _write_contents(part, sample)
-            (part / "sample.json").write_text(json.dumps(card) + "\n", encoding="utf-8")
+            whole = {**card, "bytes": _count_bytes(part)}
+            (part / "sample.json").write_text(json.dumps(whole) + "\n", encoding="utf-8")
     return sample
 
 
@@ -222,10 +223,20 @@ def _is_there(folder: Path, card: dict[str, object]) -> bool:
         found = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise DataError(f"{folder} is not empty and holds no sample; give a new folder, or delete it") from None
+    num_bytes = found.pop("bytes", None) if isinstance(found, dict) else None
     if found != card:
         differs = [f"{key} {found.get(key)}, not {card[key]}" for key in card if found.get(key) != card[key]]
         raise DataError(f"{folder} holds another sample ({'; '.join(differs)}); give a new folder, or delete it")
+    if num_bytes != _count_bytes(folder):
+        raise DataError(f"{folder} holds this sample, but its files have changed since; delete it and make it again")
     return True
+
+
+def _count_bytes(folder: Path) -> int:
+    """Return the size of a sample's data and hidden test."""
+    return sum(
+        path.stat().st_size for name in ("data", "hidden") for path in (folder / name).rglob("*") if path.is_file()
+    )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import Toy
 from kaggle_kit import commands
 from kaggle_kit.cli import main, make_parser
 from kaggle_kit.runs import Run
-from kaggle_kit.task import task_to_plain
+from kaggle_kit.task import task_from_plain, task_to_plain
 
 COMMANDS = ("demo", "sample", "folds", "pack", "train", "blend", "export", "bundle", "predict", "score", "rehearse")
 
@@ -82,7 +83,7 @@ def test_the_commands_go_the_whole_way(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["folds", "bengall", "x", "--out", "y"], "did you mean 'bengali'?"),
+        (["folds", "bengall", "x", "--out", "y.parquet"], "did you mean 'bengali'?"),
         (
             ["train", "task=digits", "data=x", "out=y", "folds=z", "optim.lrr=1"],
             "`optim.lrr` is not a setting; did you mean 'optim.lr'?",
@@ -104,8 +105,9 @@ def test_the_commands_go_the_whole_way(
             ["train", "task=digits", "data=x", "out=y", "folds=z", "fold=first"],
             "`fold` is 'first'; expected all, or a fold's number",
         ),
-        (["train", "task=digits", "data"], "Error parsing override 'data'"),
+        (["train", "task=digits", "data"], "'data' has no '='; write settings like epochs=3"),
         (["train", "~fold", "task=digits", "data=x", "out=y", "folds=z"], "`fold` is missing"),
+        (["train", "task=digits", "data=x", "out=y", "folds=z", "lr=3"], "did you mean 'optim.lr'?"),
         (["train", "task=digits"], "`data` is missing; give task=TASK data=DIR folds=FILE out=DIR"),
         (["train", "task=digits", "data=x", "out=y", "folds=z"], "there is no fold file 'z'"),
         (["blend", "nowhere", "--out", "b.json"], "nowhere holds no finished run"),
@@ -116,6 +118,68 @@ def test_errors_are_one_line_and_exit_with_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("kaggle-kit: ") and message in line
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("data/folds.parquet", "lies in the data folder"),
+        ("folds.csv", "does not end in .parquet; write to"),
+        ("data", "is a folder; give a file in it, such as"),
+    ],
+)
+def test_results_never_take_the_place_of_other_files(
+    trained: tuple[Toy, list[Run]],
+    task_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    out: str,
+    message: str,
+) -> None:
+    data = shutil.copytree(trained[0].data, tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["folds", task_file, str(data), "--out", str(tmp_path / out)]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_stored_size_that_pack_prints_is_yaml_a_task_takes(
+    trained: tuple[Toy, list[Run]], task_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    out = str(tmp_path / "packed")
+    assert main(["pack", task_file, str(trained[0].data), "--out", out, "--size", "12", "16"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "stored:" in line]
+    values = yaml.safe_load(Path(task_file).read_text()) | yaml.safe_load(line.partition("task file: ")[2])
+    assert task_from_plain(values).stored_size == (12, 16)
+
+
+def test_a_blend_below_its_best_run_says_so(
+    trained: tuple[Toy, list[Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = trained[1]
+    assert main(["blend", *[str(run.folder) for run in runs], "--out", str(tmp_path / "b.json"), "--json"]) == 0
+    text = capsys.readouterr().out
+    score = json.loads(text.splitlines()[-1])["score"]["total"]
+    assert ("WARNING the blend scores below" in text) == (max(run.score.total for run in runs) > score)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--epochs=3"], "settings of train are written KEY=VALUE, without dashes; see kaggle-kit"),
+        (["predict"], "the following arguments are required: BUNDLE, DATA, --out; see kaggle-kit predict --help"),
+    ],
+)
+def test_wrong_arguments_are_one_line_too(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("kaggle-kit: ") and message in line
 
@@ -145,6 +209,7 @@ def test_settings_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--settings"]) == 0
     text = capsys.readouterr().out
     assert "label_smoothing: 0.05" in text and "epochs: 20" in text
+    assert "# model presets: resnet101, " in text and "hydra" not in text
 
 
 def test_defaults_in_yaml_are_those_of_the_dataclasses() -> None:

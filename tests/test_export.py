@@ -13,7 +13,7 @@ from conftest import SIZE, Toy
 
 from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
 from kaggle_kit.errors import BundleError, ExportError
-from kaggle_kit.export.bundle import _golden_ids, write_bundle
+from kaggle_kit.export.bundle import _golden_ids, export_runs, write_bundle
 from kaggle_kit.export.onnx import IR_VERSION, OPSET, measure_parity
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run, read_run
@@ -112,6 +112,12 @@ def test_folders_of_other_things_are_never_replaced(trained: tuple[Toy, list[Run
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(BundleError, match="is not empty and no bundle"):
         write_bundle(trained[1][:1], equal_blend([trained[1][0].name]), tmp_path)
+
+
+def test_an_export_into_a_folder_of_other_things_is_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(ExportError, match="is not empty and no export"):
+        export_runs(trained[1][:1], tmp_path)
 
 
 def test_a_blend_of_other_runs_is_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:

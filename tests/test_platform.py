@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import Toy
 
-from kaggle_kit.errors import DataError, RehearsalError
+from kaggle_kit.errors import BundleError, DataError, RehearsalError
 from kaggle_kit.platform import rehearse as module
 from kaggle_kit.platform.rehearse import Rehearsal, rehearse
 from kaggle_kit.platform.wheel import build_wheel, find_kernel, kernels_folder
@@ -191,9 +192,24 @@ def test_folders_of_other_things_are_never_replaced(go, tmp_path: Path) -> None:
         go(SUBMIT)
 
 
-def test_an_absent_hidden_test_is_named(go, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no hidden test"):
+def test_slips_of_the_user_are_not_blamed_on_the_kernel(go, trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no hidden test .*give a folder with sample_submission.csv, test_"):
         go(SUBMIT, hidden=tmp_path / "nothing")
+    hidden = shutil.copytree(trained[0].hidden, tmp_path / "hidden")
+    (hidden / "sample_submission.csv").unlink()
+    with pytest.raises(DataError, match=r"hidden lacks 'sample_submission.csv'; a hidden test is made of"):
+        go(SUBMIT, hidden=hidden)
+    with pytest.raises(BundleError, match="bundel is no bundle"):
+        go(SUBMIT, bundle=tmp_path / "bundel")
+
+
+def test_a_bundle_of_another_task_is_refused(
+    bundle_folder: Path, trained: tuple[Toy, list[Run]], tmp_path: Path
+) -> None:
+    toy = trained[0]
+    with pytest.raises(RehearsalError, match="is a bundle for task 'toy-wide', not 'other'"):
+        other = replace(toy.task, name="other")
+        rehearse(SUBMIT, other, data=toy.data, hidden=toy.hidden, bundle=bundle_folder, work=tmp_path / "w")
 
 
 def test_the_wheel_holds_the_package_and_is_the_same_every_time(tmp_path: Path) -> None:

@@ -29,7 +29,16 @@ def test_the_readme_s_commands_are_understood(line: str) -> None:
 
 
 def test_the_readme_shows_the_whole_way() -> None:
-    assert [line.split()[1] for line in COMMANDS] == ["folds", "train", "train", "blend", "bundle", "rehearse"]
+    assert [line.split()[1] for line in COMMANDS] == [
+        "folds",
+        "train",
+        "train",
+        "blend",
+        "bundle",
+        "rehearse",
+        "predict",
+        "score",
+    ]
 
 
 def test_the_readme_s_task_is_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -350,3 +351,10 @@ def test_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
 def test_settings_out_of_range_are_refused(tmp_path: Path, kind: str, settings: dict[str, int], message: str) -> None:
     with pytest.raises(SettingError, match=message):
         make_sample(kind, tmp_path / "sample", **settings)
+
+
+def test_a_sample_whose_files_changed_is_refused(ships: Sample, tmp_path: Path) -> None:
+    folder = shutil.copytree(ships.task.parent, tmp_path / "ships")
+    (folder / "data" / "train.csv").write_text("mine")
+    with pytest.raises(DataError, match="holds this sample, but its files have changed since; delete it"):
+        make_sample("ships", folder, seed=ships.seed, num_train=ships.num_train, num_test=ships.num_test)

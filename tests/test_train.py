@@ -216,6 +216,32 @@ def test_a_run_is_replaced_only_after_everything_else_was_checked(
     assert read_run(folder).score == runs[0].score
 
 
+def test_a_store_that_was_named_and_holds_other_images_is_never_replaced(wide: Toy, tmp_path: Path) -> None:
+    stored = Stored(height=12, width=16, fit="stretch")
+    pack_train(wide.task.with_stored(stored), wide.data, tmp_path / "packed")
+    with pytest.raises(
+        DataError, match=r"packed holds images of \(12, 16, 1\) packed from other files or at another size"
+    ):
+        train_tiny(wide, tmp_path / "run", packed=tmp_path / "packed")
+    assert PackedSource(tmp_path / "packed").shape == (12, 16, 1)
+
+
+def test_stores_that_nobody_named_never_replace_each_other(wide: Toy, tmp_path: Path) -> None:
+    first = train_tiny(wide, tmp_path / "a", only=0)
+    (wide.data / "train_0.parquet").touch()
+    second = train_tiny(wide, tmp_path / "b", only=0)
+    assert first.packed != second.packed
+    assert PackedSource(first.packed).key == first.packed_key
+
+
+def test_an_unfinished_run_is_called_so(wide: Toy, tmp_path: Path) -> None:
+    run = train_tiny(wide, tmp_path / "run", only=0)
+    (run.folder / "run.json").unlink()
+    with pytest.raises(DataError, match="holds an unfinished run, which cannot be resumed yet; choose another `out`"):
+        train_tiny(wide, tmp_path / "run", only=0)
+    assert train_tiny(wide, tmp_path / "run", only=0, overwrite=True).score == run.score
+
+
 def test_labels_without_image_are_refused_though_the_store_is_packed(wide: Toy, tmp_path: Path) -> None:
     pack_train(wide.task, wide.data, tmp_path / "packed")
     with (wide.data / "train.csv").open("a") as file:

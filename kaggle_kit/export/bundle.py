@@ -14,7 +14,7 @@ import numpy.typing as npt
 from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, mean_probs
 from kaggle_kit.errors import BundleError, ExportError
 from kaggle_kit.export.onnx import export_onnx, measure_parity
-from kaggle_kit.files import replacing_folder
+from kaggle_kit.files import check_replaceable, replacing_folder
 from kaggle_kit.labels import Labels
 from kaggle_kit.metrics import score_classes
 from kaggle_kit.pixels import encode_png
@@ -102,6 +102,8 @@ def export_runs(runs: Sequence[Run], out: Path, *, parity_rows: int = PARITY_ROW
     Raises:
         ExportError: When a member cannot be exported or gives other results.
     """
+    own = [path.name for path in out.glob("member_*.onnx")]
+    check_replaceable(out, own, what="export", error=ExportError)
     out.mkdir(parents=True, exist_ok=True)
     blend = equal_blend([run.name for run in runs])
     return [one.member for one in _export_members(runs, blend, out, parity_rows)]

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kaggle_kit.errors import DataError, KitError, RehearsalError
+from kaggle_kit.errors import DataError, KitError, RehearsalError, some_of
 from kaggle_kit.labels import read_labels
 from kaggle_kit.metrics import SplitScore
 from kaggle_kit.platform import sandbox
 from kaggle_kit.platform.wheel import build_wheel
+from kaggle_kit.runtime.bundle import open_bundle
 from kaggle_kit.runtime.mounts import ROOT_VARIABLE
 from kaggle_kit.submission import expected_rows, score_submission, validate_submission
 from kaggle_kit.tables import read_columns
@@ -108,6 +109,7 @@ def rehearse(
         DataError: When data or hidden test are incomplete.
     """
     script = _kernel_script(kernel)
+    _check_inputs(task, data=data, hidden=hidden, bundle=bundle)
     root = _fresh_root(work)
     namespaces = _namespaces_work(root / "input")
     # Files that the kernel could write to are copied, never linked: they are the user's own.
@@ -175,7 +177,32 @@ def _fresh_root(work: Path) -> Path:
     marker.touch()
     (work / "working").mkdir()
     (work / "input").mkdir()
+    (work / "home").mkdir()
     return work.resolve()
+
+
+def _check_inputs(task: Task, *, data: Path, hidden: Path, bundle: Path) -> None:
+    """Refuse what is the user's slip and not the kernel's, before the kernel is blamed for it."""
+    bundled = open_bundle(bundle).task.name
+    if bundled != task.name:
+        raise RehearsalError(
+            f"{bundle} is a bundle for task {bundled!r}, not {task.name!r}; give the task's own bundle"
+        )
+    if not hidden.is_dir():
+        raise DataError(f"there is no hidden test {str(hidden)!r}; give a folder with {_hidden_files(task)}")
+    images = task.images
+    listed = [images.test] if images.format == "wide_parquet" else [images.test_list, images.folder]
+    missing = [pattern for pattern in [task.submission.file, *listed] if not any(hidden.glob(pattern))]
+    if missing:
+        raise DataError(f"{hidden} lacks {some_of(missing)}; a hidden test is made of {_hidden_files(task)}")
+    if (hidden / "solution.csv").is_file():
+        read_labels(task, data)  # scoring needs them at the end; better refused now than after the run
+
+
+def _hidden_files(task: Task) -> str:
+    images = task.images
+    tests = images.test if images.format == "wide_parquet" else f"{images.test_list}, {images.folder}/"
+    return f"{task.submission.file}, {tests} and, to be scored, solution.csv"
 
 
 def _mount_inputs(
@@ -183,8 +210,6 @@ def _mount_inputs(
 ) -> Path:
     """Lay out inputs as Kaggle mounts them, and return the competition's folder."""
     competition = root / "input" / "competitions" / task.name
-    if not hidden.is_dir():
-        raise DataError(f"there is no hidden test {str(hidden)!r}; give a folder with test files and solution.csv")
     replaced = {path.relative_to(data) for path in _visible_test(task, data)}
     for path in _files_below(data):
         if path.relative_to(data) not in replaced:
@@ -262,7 +287,7 @@ def _run_kernel(
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment |= {
         ROOT_VARIABLE: str(root),
-        "HOME": str(root / "working"),
+        "HOME": str(root / "home"),
         "KAGGLE_KERNEL_RUN_TYPE": "Batch",
         "KAGGLE_IS_COMPETITION_RERUN": "1",
     }

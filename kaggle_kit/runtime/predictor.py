@@ -142,6 +142,8 @@ def predict_submission(folder: Path, data: Path, out: Path, *, say: Callable[[st
     predictor = Predictor(folder, say=say)
     task = predictor.bundle.task
     rows = expected_rows(task, data)
+    if not len(rows):
+        say(f"WARNING {data / task.submission.file} asks for no rows at all; the submission will have none")
     source = open_source(task, "test", data, on_broken="blank")
     check_ids(source, expected_images(task, rows), where=str(data / task.submission.file))
     predicted = predictor.predict(source)

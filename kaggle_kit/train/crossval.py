@@ -18,8 +18,8 @@ from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.metrics import score_classes
 from kaggle_kit.predictions import concatenate
 from kaggle_kit.progress import say
-from kaggle_kit.runs import FoldSummary, Run, pack_train, write_run
-from kaggle_kit.sources import PackedSource, resolve_stored
+from kaggle_kit.runs import FoldSummary, Run, default_store, pack_train, source_key, write_run
+from kaggle_kit.sources import PackedSource, find_packed, resolve_stored
 from kaggle_kit.tables import rows_of
 from kaggle_kit.task import Task
 from kaggle_kit.train.config import TrainConfig
@@ -61,9 +61,13 @@ def train_run(
     _check_folder(out, overwrite=overwrite)
     check_model(config.model)
     task = resolve_stored(task, data)
-    store = packed or out.parent / "packed" / f"{task.name}-{'x'.join(map(str, task.stored_size))}"
+    labels = read_labels(task, data)
+    _check_same_labels(folds, labels)
+    store = packed or default_store(task, data, out.parent)
+    if packed is not None:
+        _check_same_images(task, data, packed)
     source = pack_train(task, data, store)
-    labels, folds = _usable_rows(read_labels(task, data), folds, source)
+    labels, folds = _usable_rows(labels, folds, source)
     _start_run(out)
     folds.save(out / "folds.parquet")
     wanted = range(folds.num_folds) if only is None else [only]
@@ -113,7 +117,8 @@ def _check_folder(out: Path, *, overwrite: bool) -> None:
     own = [path.name for path in out.iterdir() if _is_own(path.name)] if (out / MARKER).is_file() else []
     check_replaceable(out, own, what="run", error=DataError)
     if own and not overwrite:
-        raise DataError(f"{out} holds a run already; choose another `out`, or set overwrite=true")
+        what = "a run already" if "run.json" in own else "an unfinished run, which cannot be resumed yet"
+        raise DataError(f"{out} holds {what}; choose another `out`, or set overwrite=true")
 
 
 def _is_own(name: str) -> bool:
@@ -132,19 +137,32 @@ def _start_run(out: Path) -> None:
     (out / MARKER).touch()
 
 
-def _usable_rows(labels: Labels, folds: Folds, source: PackedSource) -> tuple[Labels, Folds]:
-    """Leave out images that could not be read, aloud; align folds with labels."""
+def _check_same_labels(folds: Folds, labels: Labels) -> None:
     found = labels_hash(labels)
     if folds.data_hash != found:
         raise DataError(
             f"the folds were made from other labels (hash {folds.data_hash}, now {found}); "
             "make them again with `kaggle-kit folds`"
         )
+
+
+def _check_same_images(task: Task, data: Path, packed: Path) -> None:
+    """Refuse a store somebody named that holds other images, instead of replacing it: other runs may need it."""
+    if (packed / "pack.json").is_file() and find_packed(packed, source_key(task, data)) is None:
+        raise DataError(
+            f"{packed} holds images of {PackedSource(packed).shape} packed from other files or at another size than "
+            f"{task.stored_size}; leave `packed` out, name another folder, or pack again with `kaggle-kit pack`"
+        )
+
+
+def _usable_rows(labels: Labels, folds: Folds, source: PackedSource) -> tuple[Labels, Folds]:
+    """Leave out images that could not be read, aloud; align folds with labels."""
     folds = folds.align(labels.ids)
     broken = np.isin(labels.ids, list(source.broken))
     if broken.any():
         names = labels.ids[broken]
-        say(f"{len(names):,} broken image(s) left out of training: {some_of(names)}")
+        reason = source.broken[str(names[0])]
+        say(f"{len(names):,} broken image(s) left out of training: {some_of(names)}; the first: {reason}")
     kept = labels.take(np.flatnonzero(~broken))
     return kept, folds.align(kept.ids)
 
