@@ -55,7 +55,7 @@ class DemoSettings:
     input_size: tuple[int, int] = (48, 80)
 
 
-FAST = DemoSettings(num_train=1600, num_test=600, epochs=5)
+FAST = DemoSettings(num_train=1400, num_test=500, epochs=5)
 
 
 @dataclass(kw_only=True)
