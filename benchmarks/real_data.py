@@ -1,7 +1,7 @@
 """The whole way on real images: folds, two runs, blend, bundle, offline rehearsal, score; and an anchor beside it.
 
-    python benchmarks/real_data.py bangla DATA_FOLDER --work /tmp/bangla
-    python benchmarks/real_data.py caltech DATA_FOLDER --work /tmp/caltech
+    python benchmarks/real_data.py bangla DATA_FOLDER --work WORK_FOLDER
+    python benchmarks/real_data.py caltech DATA_FOLDER --work WORK_FOLDER
 
 `bangla`: handwritten Bengali graphemes (bangla_handwriting.zip), the 35 commonest roots, one writer held out as the
 hidden test, folds grouped by the other writers. `caltech`: 12 classes of photos (caltech_photos.zip), 15 % held out,

@@ -1,7 +1,7 @@
 """Wide parquet: one row an image, one column a pixel, as bengaliai-cv19 ships its images.
 
 A shard of 50,210 x 32,332 uint8 is 1.6 GB; pandas needs 8 GB to read one. Here 500 columns at a time are
-read column-major and transposed into place by OpenCV, so the peak is the shard's pixels plus a small block.
+read column-major and transposed into place by OpenCV, so that little more than the shard's pixels is held.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class WideParquetSource:
         self._shards = list(shards)
         self._images = images
         self._stored = stored
-        # Opened once: a footer of 32,332 columns takes 0.2 s to parse and 20 MB to keep.
+        # Opened once: a footer of 32,332 columns takes 0.2 s to parse.
         self._files = [_open(path) for path in self._shards]
         self._lengths = [_check_shard(file, path, images) for file, path in zip(self._files, shards, strict=True)]
         parts = [_read_ids(file, images.id) for file in self._files]
