@@ -111,13 +111,14 @@ class Stored:
         height: Pixels.
         width: Pixels.
         fit: `none`: images must have this size already; `stretch`: resize both sides; `letterbox`: keep the
-            aspect ratio and pad evenly with `fill`.
+            aspect ratio and pad evenly with `fill`; `content`: crop to what stands out from the background (a glyph),
+            then letterbox with the background's color.
         fill: Gray value of letterbox padding, 0 to 255.
     """
 
     height: int
     width: int
-    fit: Literal["none", "stretch", "letterbox"] = "none"
+    fit: Literal["none", "stretch", "letterbox", "content"] = "none"
     fill: int = 0
 
     def __post_init__(self) -> None:
