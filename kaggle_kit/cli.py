@@ -101,7 +101,7 @@ def _add_data(add: Adder) -> None:
     folds = add(
         "folds",
         commands.folds,
-        "divide the train images into folds",
+        "divide the train images into folds, equal images into the same",
         "kaggle-kit folds digits ./digits/data --out folds.parquet --scheme stratified --n 5",
     )
     folds.add_argument("task", metavar="TASK", help=TASK_HELP)
@@ -113,6 +113,17 @@ def _add_data(add: Adder) -> None:
         default="stratified",
         help="stratified: every class of every head in like shares; grouped: no group in two folds "
         "(default: %(default)s)",
+    )
+    folds.add_argument(
+        "--packed",
+        type=Path,
+        metavar="DIR",
+        help="the packed store, made if absent (default: one beside --out, or packed_images/ there)",
+    )
+    folds.add_argument(
+        "--labels-only",
+        action="store_true",
+        help="do not look at the images: fast, but equal images may then lie in two folds",
     )
     folds.add_argument("--n", type=int, default=5, metavar="N", help="number of folds (default: %(default)s)")
     folds.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
@@ -127,8 +138,31 @@ def _add_data(add: Adder) -> None:
     pack.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     pack.add_argument("--out", type=Path, required=True, metavar="DIR", help="the packed store")
     pack.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), help="stored size instead of the task's, letterboxed"
+        "--size", type=int, nargs=2, metavar=("H", "W"), help="stored size, in pixels, instead of the task's"
     )
+    pack.add_argument(
+        "--fit",
+        choices=("letterbox", "stretch", "content"),
+        default="letterbox",
+        help="with --size: keep the aspect ratio and pad; stretch; or cut to a glyph's strokes, then pad "
+        "(default: %(default)s)",
+    )
+    pack.add_argument(
+        "--kind",
+        choices=("auto", "raw", "encoded"),
+        default="auto",
+        help="raw pixels (read fastest), the images' own files (smaller), or by the arithmetic shown "
+        "(default: %(default)s)",
+    )
+    pack.add_argument(
+        "--add",
+        type=_tagged,
+        action="append",
+        default=[],
+        metavar="TAG=TASK:DATA",
+        help="further labelled images, such as an older competition's: they train every fold and validate none",
+    )
+    pack.add_argument("--workers", type=int, metavar="N", help="processes (default: by source and cores)")
 
 
 def _add_training(add: Adder) -> None:
@@ -222,6 +256,14 @@ def _add_kernel(add: Adder) -> None:
     )
     rehearse.add_argument("--time-limit", type=_seconds, metavar="2h", help="like 90s, 30m or 2h; default: the task's")
     rehearse.add_argument("--memory", type=_gigabytes, metavar="GB", help="default: the task's")
+
+
+def _tagged(text: str) -> tuple[str, str, Path]:
+    tag, equals, rest = text.partition("=")
+    task, colon, data = rest.partition(":")
+    if not (tag and equals and task and colon and data):
+        raise argparse.ArgumentTypeError(f"{text!r} is no TAG=TASK:DATA; write it like old=old.yaml:./old_data")
+    return tag, task, Path(data)
 
 
 def _seconds(text: str) -> float:

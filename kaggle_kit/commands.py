@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kaggle_kit.runtime.bundle import Member
+    from kaggle_kit.sources import PackedSource
 
 Result = dict[str, Any]
 DONE, CHECK_FAILED, USER_CAN_MEND = 0, 1, 2
@@ -47,40 +48,84 @@ def sample(options: argparse.Namespace) -> tuple[Result, int]:
 def folds(options: argparse.Namespace) -> tuple[Result, int]:
     """Divide the train images into folds."""
     from kaggle_kit.files import check_output_file
-    from kaggle_kit.folds import make_folds
+    from kaggle_kit.folds import describe_duplicates, make_folds
     from kaggle_kit.labels import read_labels
+    from kaggle_kit.packing.competition import pack_train
+    from kaggle_kit.sources import resolve_stored
+    from kaggle_kit.tables import rows_of
     from kaggle_kit.task import read_task
 
     check_output_file(options.out, ".parquet", outside=options.data)
-    labels = read_labels(read_task(options.task), options.data)
-    folds = make_folds(labels, options.scheme, num_folds=options.n, seed=options.seed)
+    task = read_task(options.task)
+    labels = read_labels(task, options.data)
+    groups = None
+    if not options.labels_only:
+        store = pack_train(resolve_stored(task, options.data), options.data, options.packed, beside=options.out.parent)
+        groups = store.duplicate_groups()[rows_of(labels.ids, store.ids)]
+    folds = make_folds(labels, options.scheme, num_folds=options.n, seed=options.seed, duplicates=groups)
     folds.save(options.out)
     sizes = [int((folds.fold == number).sum()) for number in range(folds.num_folds)]
     unseen = int(folds.unseen.sum())
     print(f"{options.out}: {folds.num_folds} {folds.scheme} folds of {sizes} images")
     print(f"{unseen:,} of {len(labels):,} images show a combination of heads that no other fold shows")
-    return {"out": options.out, "sizes": sizes, "unseen": unseen, "data_hash": folds.data_hash}, DONE
+    duplicates = None if groups is None else describe_duplicates(labels, groups)
+    print(duplicates.text if duplicates else "images were not looked at: equal images may lie in two folds")
+    return {
+        "out": options.out,
+        "sizes": sizes,
+        "unseen": unseen,
+        "duplicates": duplicates and duplicates.num_images,
+        "data_hash": folds.data_hash,
+    }, DONE
 
 
 def pack(options: argparse.Namespace) -> tuple[Result, int]:
     """Convert the train images once."""
-    from kaggle_kit.runs import pack_train
+    from kaggle_kit.packing.competition import Tagged, pack_train
     from kaggle_kit.sources import resolve_stored
     from kaggle_kit.task import Stored, read_task
 
     task = read_task(options.task)
     if options.size:
-        task = task.with_stored(Stored(height=options.size[0], width=options.size[1], fit="letterbox"))
-    store = pack_train(resolve_stored(task, options.data), options.data, options.out)
-    print(f"{options.out}: {len(store):,} images of {' x '.join(map(str, store.shape))}, {len(store.broken)} broken")
-    if options.size:
         height, width = options.size
-        print(
-            f"to train from it, put into your task file: stored: {{height: {height}, width: {width}, fit: letterbox}}"
-        )
+        task = task.with_stored(Stored(height=height, width=width, fit=options.fit))
+    store = pack_train(
+        resolve_stored(task, options.data),
+        options.data,
+        options.out,
+        tagged=[Tagged(tag=tag, task=read_task(name), data=folder) for tag, name, folder in options.add],
+        kind=options.kind,
+        num_workers=options.workers,
+    )
+    _print_store(store)
+    if options.size:
+        print(f"to train from it, put into the task: stored: {{height: {height}, width: {width}, fit: {options.fit}}}")
+    return {
+        "out": options.out,
+        "images": len(store),
+        "kind": store.kind,
+        "shape": store.shape,
+        "mean": store.mean.tolist(),
+        "std": store.std.tolist(),
+        "broken": store.broken,
+    }, DONE
+
+
+def _print_store(store: PackedSource) -> None:
+    size = " x ".join(map(str, store.shape))
+    print(f"{store.folder}: {len(store):,} images of {size}, {store.kind}, {len(store.broken)} broken")
+    print(f"mean {_shares(store.mean)}, standard deviation {_shares(store.std)} of 0 to 1, by channel")
+    for tag, rows in store.tags.items():
+        if tag:
+            print(f"  {len(rows):,} tagged {tag!r}")
     for name, reason in list(store.broken.items())[:10]:
         print(f"  broken: {name}: {reason}")
-    return {"out": options.out, "images": len(store), "shape": store.shape, "broken": store.broken}, DONE
+    if len(store.broken) > 10:
+        print(f"  and {len(store.broken) - 10:,} more")
+
+
+def _shares(values: Iterable[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
 
 
 def train(options: argparse.Namespace) -> tuple[Result, int]:
@@ -103,6 +148,7 @@ def train(options: argparse.Namespace) -> tuple[Result, int]:
         folds=Folds.load(experiment.folds),
         out=experiment.out,
         packed=experiment.packed,
+        beside=experiment.folds.parent,
         only=experiment.fold,
         overwrite=experiment.overwrite,
     )

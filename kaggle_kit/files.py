@@ -90,8 +90,17 @@ def replacing_folder(folder: Path, own: Collection[str], *, what: str, error: ty
     temporary.chmod(0o755)
     try:
         yield temporary
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+        put_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_folder(finished: Path, folder: Path) -> None:
+    """Rename a finished folder to its place, over whatever is there; both must be in one folder."""
+    if folder.exists():
+        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+        folder.rename(old / folder.name)
+        finished.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        finished.rename(folder)

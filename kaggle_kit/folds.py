@@ -111,7 +111,14 @@ class Folds:
         )
 
 
-def make_folds(labels: Labels, scheme: Scheme = "stratified", *, num_folds: int = 5, seed: int = 0) -> Folds:
+def make_folds(
+    labels: Labels,
+    scheme: Scheme = "stratified",
+    *,
+    num_folds: int = 5,
+    seed: int = 0,
+    duplicates: Ints | None = None,
+) -> Folds:
     """Divide the labelled images into folds.
 
     Args:
@@ -120,6 +127,8 @@ def make_folds(labels: Labels, scheme: Scheme = "stratified", *, num_folds: int 
             `groups` column (a writer, a patient) is in two folds, and folds are of like size.
         num_folds: At least 2.
         seed: Same seed, same folds.
+        duplicates: (N,) numbers, equal for equal images, as `PackedSource.duplicate_groups` gives them: equal images
+            are put into one fold. None: all images differ.
 
     Raises:
         SettingError: For fewer than 2 folds, or `grouped` without a groups column.
@@ -129,15 +138,47 @@ def make_folds(labels: Labels, scheme: Scheme = "stratified", *, num_folds: int 
         raise SettingError(f"number of folds is {num_folds}; expected 2 or more")
     if num_folds > len(labels):
         raise DataError(f"{num_folds} folds of {len(labels)} images leave some empty; ask for fewer folds")
+    same = np.arange(len(labels)) if duplicates is None else duplicates
     if scheme == "stratified":
-        fold = _stratified(labels, num_folds, np.random.default_rng(seed))
+        _, first, inverse = np.unique(same, return_index=True, return_inverse=True)
+        order = np.argsort(first)  # rows in their own order: without duplicates nothing changes
+        once = _stratified(labels.take(first[order]), num_folds, np.random.default_rng(seed))
+        fold = once[np.argsort(order)[inverse]]
     else:
-        fold = _grouped(labels, num_folds, seed)
+        fold = _grouped(labels, same, num_folds, seed)
     unseen = np.zeros(len(labels), bool)
     for number in range(num_folds):
         inside = fold == number
         unseen[inside] = unseen_combinations(labels.take(np.flatnonzero(inside)), labels.take(np.flatnonzero(~inside)))
     return Folds(ids=labels.ids, fold=fold, unseen=unseen, scheme=scheme, seed=seed, data_hash=labels_hash(labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Equal images among labelled ones: how many there are in all, and a sentence about them."""
+
+    num_images: int
+    text: str
+
+
+def describe_duplicates(labels: Labels, groups: Ints) -> Duplicates:
+    """Count images that have an equal, and equal images that are labelled differently.
+
+    Args:
+        labels: Of N images.
+        groups: (N,) numbers, equal for equal images.
+    """
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    num_images = int(counts[counts > 1].sum())
+    if not num_images:
+        return Duplicates(num_images=0, text="no two images are equal")
+    text = f"{num_images:,} images have an equal one; equal images are in one fold"
+    told_apart = np.unique(np.column_stack([inverse, labels.combinations()]), axis=0)[:, 0]
+    twice = told_apart[1:][told_apart[1:] == told_apart[:-1]]
+    if len(twice):
+        examples = some_of(labels.ids[inverse == twice[0]].tolist())
+        text += f"; WARNING {len(np.unique(twice)):,} of them are labelled in several ways, such as {examples}"
+    return Duplicates(num_images=num_images, text=text)
 
 
 def labels_hash(labels: Labels) -> str:
@@ -181,16 +222,30 @@ def _one_hot_columns(labels: Labels) -> Ints:
     return np.asarray(columns + offsets, np.int64)
 
 
-def _grouped(labels: Labels, num_folds: int, seed: int) -> Ints:
+def _grouped(labels: Labels, same: Ints, num_folds: int, seed: int) -> Ints:
     from sklearn.model_selection import GroupKFold
 
     if labels.groups is None:
         raise SettingError("scheme 'grouped' needs a column that names each image's group; set the task's `groups`")
-    num_groups = len(np.unique(labels.groups))
+    groups = _merged(labels.groups, same)
+    num_groups = len(np.unique(groups))
     if num_groups < num_folds:
         raise DataError(f"{num_folds} folds of {num_groups} groups leave some empty; ask for {num_groups} or fewer")
     fold = np.empty(len(labels), np.int64)
     splitter = GroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
-    for number, (_, inside) in enumerate(splitter.split(np.zeros(len(labels)), groups=labels.groups)):
+    for number, (_, inside) in enumerate(splitter.split(np.zeros(len(labels)), groups=groups)):
         fold[inside] = number
     return fold
+
+
+def _merged(groups: Text, same: Ints) -> Ints:
+    """Return (N,) group numbers in which groups that share an image are one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    left = np.unique(groups, return_inverse=True)[1]
+    right = np.unique(same, return_inverse=True)[1] + left.max() + 1
+    size = int(right.max()) + 1
+    links = coo_matrix((np.ones(len(left)), (left, right)), shape=(size, size))
+    merged = connected_components(links, directed=False)[1]
+    return np.asarray(merged[left], np.int64)

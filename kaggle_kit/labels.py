@@ -1,4 +1,4 @@
-"""What the label file says: a class index for each head of each train image."""
+"""What the label file, or the folder of a class, says: a class index for each head of each train image."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, some_of
+from kaggle_kit.sources.arrays import read_array
+from kaggle_kit.sources.files import list_class_folders
 from kaggle_kit.tables import Text, check_unique, read_columns, rows_of
 from kaggle_kit.task import Head, Task
 
@@ -64,16 +66,38 @@ def read_labels(task: Task, root: Path) -> Labels:
         DataError: For a missing file or column, a repeated id, no rows, or a value that is none of a head's classes.
     """
     path = root / task.labels.file
-    columns = [task.labels.id, *task.heads]
-    if task.groups:
-        columns.append(task.groups)
-    table = read_columns(path, list(dict.fromkeys(columns)))
-    ids = table[task.labels.id]
+    ids, table = _label_table(task, root)
     if not len(ids):
         raise DataError(f"{path} has no rows; expected one row a train image")
     check_unique(ids, path)
     classes = {name: class_indices(head, table[name], ids, path) for name, head in task.heads.items()}
     return Labels(ids=ids, classes=classes, groups=table[task.groups] if task.groups else None)
+
+
+def _label_table(task: Task, root: Path) -> tuple[Text, dict[str, Text]]:
+    """Return the ids and the columns of heads and groups, as text."""
+    if not task.labels.file:
+        found = list_class_folders(root / task.images.folder)
+        (head,) = task.heads
+        return np.array(list(found), np.str_), {head: np.array(list(found.values()), np.str_)}
+    if not task.labels.is_csv:
+        return _array_table(task, root / task.labels.file)
+    columns = [task.labels.id, *task.heads, *([task.groups] if task.groups else [])]
+    table = read_columns(root / task.labels.file, list(dict.fromkeys(columns)))
+    return table[task.labels.id], table
+
+
+def _array_table(task: Task, path: Path) -> tuple[Text, dict[str, Text]]:
+    values = read_array(path)
+    columns = values[:, None] if values.ndim == 1 else values
+    if columns.ndim != 2 or columns.shape[1] != len(task.heads) or columns.dtype.kind not in "iu":
+        raise DataError(
+            f"{path} is {values.dtype} {values.shape}; expected integers (N, {len(task.heads)}), one column a head"
+        )
+    if task.groups:
+        raise DataError(f"{path} has no column {task.groups!r}, the task's `groups`; give labels as CSV")
+    table = {head: column.astype(np.str_) for head, column in zip(task.heads, columns.T, strict=True)}
+    return np.arange(len(columns)).astype(np.str_), table
 
 
 def class_indices(head: Head, values: Text, ids: Text, where: object) -> npt.NDArray[np.int64]:

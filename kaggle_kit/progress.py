@@ -6,6 +6,7 @@ import sys
 from typing import Any, TextIO
 
 LINE_EVERY_S = 15
+DELAY_S = 1.0
 
 
 def say(text: str) -> None:
@@ -14,7 +15,9 @@ def say(text: str) -> None:
 
 
 def progress_bar(total: int, what: str, *, unit: str) -> Any:
-    """Return a tqdm bar on standard error; where nobody watches a terminal it prints a line every 15 seconds.
+    """Return a tqdm bar on standard error, shown after a second.
+
+    Where nobody watches a terminal it prints a line every 15 seconds.
 
     Args:
         total: How many units there are.
@@ -24,8 +27,9 @@ def progress_bar(total: int, what: str, *, unit: str) -> Any:
     from tqdm import tqdm
 
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=what, unit=unit, mininterval=0.2, dynamic_ncols=True)
-    return tqdm(total=total, desc=what, unit=unit, mininterval=LINE_EVERY_S, ascii=True, file=_Lines(sys.stderr))
+        return tqdm(total=total, desc=what, unit=unit, mininterval=0.2, delay=DELAY_S, dynamic_ncols=True)
+    lines = _Lines(sys.stderr)
+    return tqdm(total=total, desc=what, unit=unit, mininterval=LINE_EVERY_S, delay=DELAY_S, ascii=True, file=lines)
 
 
 class _Lines:

@@ -9,7 +9,6 @@ RUN/fold0/best.safetensors      and last.safetensors, oof.npz, history.csv
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,7 @@ from kaggle_kit.folds import Folds
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.metrics import Score
 from kaggle_kit.predictions import Predictions
-from kaggle_kit.progress import progress_bar, say
 from kaggle_kit.settings import build, fingerprint, plain
-from kaggle_kit.sources import PackedSource, check_ids, find_packed, open_source, pack
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 from kaggle_kit.train.config import TrainConfig
 
@@ -130,45 +127,3 @@ def read_run(folder: Path) -> Run:
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, SettingError) as error:
         raise DataError(f"{path} does not read ({error}); train the run again") from None
-
-
-def source_key(task: Task, data: Path) -> str:
-    """Return 16 hexadecimal digits that change with the train images' files or how they are stored.
-
-    Files count by name, size and modification time: hashing gigabytes would take longer than packing them.
-    """
-    images = task.images
-    if images.format == "wide_parquet":
-        files = sorted(data.glob(images.train))
-    else:
-        files = [*sorted((data / images.folder).glob("*")), data / task.labels.file]
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
-    text = json.dumps([plain(task.images), plain(task.stored), stats])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def default_store(task: Task, data: Path, parent: Path) -> Path:
-    """Return where a packed store goes that nobody named: its key is in its name, so none ever replaces another."""
-    size = "x".join(map(str, task.stored_size))
-    return parent / "packed" / f"{task.name}-{size}-{source_key(task, data)[:8]}"
-
-
-def pack_train(task: Task, data: Path, folder: Path) -> PackedSource:
-    """Pack a competition's train images into `folder`, unless they are there already.
-
-    Broken images become zeros, named in the store's `broken`, and rows never shift.
-
-    Raises:
-        DataError: When the label file names images that are not there.
-    """
-    key = source_key(task, data)
-    ids, where = read_labels(task, data).ids, str(data / task.labels.file)
-    there = find_packed(folder, key)
-    if there is not None:
-        say(f"packed images: {folder}, unchanged")
-        check_ids(there, ids, where=where)
-        return there
-    source = open_source(task, "train", data, on_broken="blank")
-    check_ids(source, ids, where=where)
-    with progress_bar(len(source), "packing", unit="image") as bar:
-        return pack(source, folder, key=key, advance=bar.update)

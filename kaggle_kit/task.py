@@ -63,44 +63,72 @@ class Head:
         return tuple(map(str, self.values)) if self.values is not None else self.class_names
 
 
+def check_below(name: str, value: str) -> None:
+    """Refuse what is no path below the data folder: an address, another drive, a way out.
+
+    Raises:
+        SettingError: Naming the setting.
+    """
+    remote = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", value)
+    odd = "\\" in value or any(ord(letter) < 32 for letter in value)
+    if remote or odd or value.startswith(("/", "~")) or ".." in Path(value).parts:
+        raise SettingError(f"`{name}` is {value!r}; give a path below the data folder, with '/' between its parts")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Images:
     """Where the competition keeps its images.
 
     Attributes:
-        format: `wide_parquet`: one row an image, one column a pixel ("0", "1", ...); `files`: one file an image.
+        format: `files`: one encoded file an image, in a folder or zip; `wide_parquet`: one row an image, one column
+            a pixel ("0", "1", ...); `encoded_parquet`: one row an image, one column with its encoded bytes;
+            `array`: one `.npy` or idx file; `packed`: what `kaggle-kit pack` wrote.
         channels: 1 for gray, 3 for RGB.
-        train: wide_parquet: glob of the train shards.
-        test: wide_parquet: glob of the test shards.
+        train: parquet: glob of the train shards; array: the file; packed: the folder.
+        test: The same for the test images.
         height: wide_parquet: pixels.
         width: wide_parquet: pixels.
-        folder: files: the folder of both train and test images, relative to the data folder.
-        test_list: files: the CSV that lists the test images.
-        id: The id column of the shards or of the test list.
+        folder: files: the folder of the images, relative to the data folder; `images.zip` or `images.zip/train`
+            are read without unpacking.
+        test_folder: files: the folder of the test images, where that is another.
+        class_folders: files: train images lie in folders below `folder`, one a class.
+        test_list: The CSV that lists the test images; files need it, an array may do without.
+        id: The id column of the shards or of the test list; encoded_parquet: `image.path` reaches into a struct.
+        image: encoded_parquet: the column of encoded bytes, or of structs with a field `bytes`.
         suffix: files: what to add to an id for the file's name, such as ".png"; empty where ids are file names.
     """
 
-    format: Literal["wide_parquet", "files"]
+    format: Literal["wide_parquet", "encoded_parquet", "files", "array", "packed"]
     channels: Literal[1, 3] = 3
     train: str = ""
     test: str = ""
     height: int = 0
     width: int = 0
     folder: str = ""
+    test_folder: str = ""
+    class_folders: bool = False
     test_list: str = ""
     id: str = "image_id"
+    image: str = "image"
     suffix: str = ""
 
     def __post_init__(self) -> None:
         needed = {"wide_parquet": ("train", "test", "height", "width"), "files": ("folder", "test_list")}
-        for name in needed[self.format]:
+        for name in needed.get(self.format, ("train", "test")):
             value = getattr(self, name)
             if not value or (isinstance(value, int) and value < 0):
                 raise SettingError(f"`{name}` is missing or negative; format {self.format!r} needs it")
-        for name in ("train", "test", "folder", "test_list"):
-            value = getattr(self, name)
-            if value.startswith(("/", "~")) or "://" in value or ".." in Path(value).parts:
-                raise SettingError(f"`{name}` is {value!r}; give a path below the data folder")
+        for name in ("train", "test", "folder", "test_folder", "test_list"):
+            check_below(name, getattr(self, name))
+
+    @property
+    def test_files(self) -> list[str]:
+        """Globs below the data folder of what makes up the test; a zip stands for the folder inside of it."""
+        if self.format != "files":
+            return [self.test, *([self.test_list] if self.test_list else [])]
+        folder = self.test_folder or self.folder
+        inside_zip = re.match(r"(.*?\.zip)(/|$)", folder, re.IGNORECASE)
+        return [self.test_list, inside_zip[1] if inside_zip else folder]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +158,24 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """The CSV with one row a train image: an id column and one column a head."""
+    """Where the train images' classes are.
+
+    Attributes:
+        file: A CSV with one row a train image: an id column and one column a head. Or an idx or `.npy` file of class
+            numbers, (N,) or (N, heads), in the order of an array of images. Or empty: the names of class folders.
+        id: The CSV's id column.
+    """
 
     file: str = "train.csv"
     id: str = "image_id"
+
+    def __post_init__(self) -> None:
+        check_below("file", self.file)
+
+    @property
+    def is_csv(self) -> bool:
+        """Whether ids are listed, rather than counted or found as files."""
+        return bool(self.file) and not self.file.endswith((".npy", ".gz", "-ubyte", ".idx"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +258,13 @@ class Task:
             if self.stored is not None and self.stored.fit == "none" and self.stored_size != wide:
                 raise SettingError(
                     f"`stored` is {self.stored_size} with fit none, but images are {wide}; "
-                    "use fit: stretch or letterbox"
+                    "use fit: stretch, letterbox or content"
                 )
+        if not self.labels.file and (not self.images.class_folders or len(self.heads) != 1):
+            raise SettingError(
+                "`labels.file` is empty: classes are then the names of folders, which needs `images.class_folders: "
+                "true` and one head"
+            )
 
     @property
     def stored_size(self) -> tuple[int, int]:

@@ -53,7 +53,9 @@ def test_the_commands_go_the_whole_way(
     data, out = str(toy.data), tmp_path / "out"
     folds, runs, bundle = str(out / "folds.parquet"), str(out / "a"), str(out / "bundle")
     assert main(["folds", task_file, data, "--out", folds, "--n", "2", "--json"]) == 0
-    assert last_json(capsys)["sizes"] == [24, 24]
+    made = last_json(capsys)
+    assert sum(made["sizes"]) == 48
+    assert made["duplicates"] == 2
     assert main(["pack", task_file, data, "--out", str(out / "packed"), "--json"]) == 0
     assert last_json(capsys)["shape"] == [24, 32, 1]
     settings = ["model=tiny_resnet", "epochs=1", "loader.batch_size=8", f"packed={out / 'packed'}"]
@@ -153,7 +155,7 @@ def test_the_stored_size_that_pack_prints_is_yaml_a_task_takes(
     out = str(tmp_path / "packed")
     assert main(["pack", task_file, str(trained[0].data), "--out", out, "--size", "12", "16"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "stored:" in line]
-    values = yaml.safe_load(Path(task_file).read_text()) | yaml.safe_load(line.partition("task file: ")[2])
+    values = yaml.safe_load(Path(task_file).read_text()) | yaml.safe_load(line.partition("task: ")[2])
     assert task_from_plain(values).stored_size == (12, 16)
 
 

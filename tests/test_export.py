@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from dataclasses import replace
@@ -189,7 +190,7 @@ class TestOpening:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 1"),
+            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 2"),
             ({"membres": []}, r"`membres` is not a setting; did you mean 'members'"),
             ({"members": []}, "lists no member"),
             ({"files": {"../x": "0"}}, r"files it may not: .*'../x'"),
@@ -214,11 +215,11 @@ class TestOpening:
     def test_golden_images_that_come_out_otherwise_stop_the_predictor_but_not_the_rerun(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from kaggle_kit.runtime.bundle import Golden, file_sha256, save_golden
+        from kaggle_kit.runtime.bundle import file_sha256, save_golden
 
         golden = load_golden(folder)
         probs = {head: 1 - values for head, values in golden.probs.items()}
-        save_golden(Golden(encoded=golden.encoded, images=golden.images, probs=probs), folder)
+        save_golden(dataclasses.replace(golden, probs=probs), folder)
         files = open_manifest(folder)["files"] | {"golden.npz": file_sha256(folder / "golden.npz")}
         sign(folder, {"files": files})
         with pytest.raises(BundleError, match=r"golden images give probabilities .* away from home"):

@@ -15,13 +15,15 @@ from kaggle_kit.runs import Run
 PACKAGE = Path(kaggle_kit.__file__).parent
 LAYERS = (
     ("cli", "commands", "demo", "experiment"),
-    ("export", "folds", "platform", "progress", "runs", "sample", "sample_digits", "sample_ships", "train"),
+    ("export", "folds", "packing", "platform", "progress", "runs", "sample", "sample_digits", "sample_ships", "train"),
     ("runtime",),
     (
         "ensemble",
         "errors",
         "files",
+        "headers",
         "labels",
+        "machine",
         "metrics",
         "pixels",
         "predictions",

@@ -10,8 +10,10 @@ from conftest import Toy
 from pyarrow import parquet
 
 from kaggle_kit.errors import DataError, ImageError
-from kaggle_kit.runs import pack_train, source_key
-from kaggle_kit.sources import PackedSource, Source, check_ids, open_source, pack, resolve_stored
+from kaggle_kit.packing import pack
+from kaggle_kit.packing.competition import pack_train
+from kaggle_kit.packing.keys import SourceKey
+from kaggle_kit.sources import PackedSource, Source, check_ids, open_source, resolve_stored
 
 
 def all_images(source: Source) -> np.ndarray:
@@ -172,18 +174,18 @@ def test_packing_keeps_ids_and_images_and_is_done_once(wide: Toy, tmp_path: Path
 
 
 def test_packing_again_when_the_images_changed(wide: Toy, tmp_path: Path) -> None:
-    before = source_key(wide.task, wide.data)
+    before = SourceKey(open_source(wide.task, "train", wide.data), None).content
     pack_train(wide.task, wide.data, tmp_path / "packed")
     shard = wide.data / "train_0.parquet"
     rewrite(shard, lambda t: t.set_column(t.column_names.index("3"), "3", pa.array([9] * len(t), pa.uint8())))
-    assert source_key(wide.task, wide.data) != before
+    assert SourceKey(open_source(wide.task, "train", wide.data), None).content != before
     assert pack_train(wide.task, wide.data, tmp_path / "packed").read(0)[0, 3, 0] == 9
 
 
 def test_packing_leaves_nothing_behind_when_it_fails(files: Toy, tmp_path: Path) -> None:
     source = open_source(files.task, "train", files.data)
     with pytest.raises(ImageError):
-        pack(source, tmp_path / "packed", key="k")
+        pack(source, tmp_path / "packed", key=SourceKey(source, None))
     assert list(tmp_path.glob("*packed*")) == []
 
 

@@ -32,7 +32,7 @@ def test_ships_maps_class_names_to_file_values() -> None:
         (["images", "train"], "../x", r"`images`: `train` is '../x'; give a path below the data folder"),
         (["images", "train"], "s3://x/y", r"give a path below the data folder"),
         (["images", "height"], "137", r"`images\.height` is '137' \(str\); expected int"),
-        (["stored"], {"height": 10, "width": 10}, r"use fit: stretch or letterbox"),
+        (["stored"], {"height": 10, "width": 10}, r"use fit: stretch, letterbox or content"),
         (["submission", "row_id"], "{image}_{head}", r"it must hold \{image_id\} and \{head\}"),
         (["submission", "row_id"], "{image_id}_{head", r"it must hold \{image_id\} and \{head\}"),
         (["submission", "row_id"], "{image_id}_{head}_{head}", r"it must hold \{image_id\} and \{head\}"),

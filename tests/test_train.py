@@ -5,14 +5,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import SIZE, Toy, wide_task
+from pyarrow import parquet
 
 from kaggle_kit.errors import CheckpointError, DataError, KitError, SettingError
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
-from kaggle_kit.runs import Run, pack_train, read_run
+from kaggle_kit.packing.competition import pack_train
+from kaggle_kit.runs import Run, read_run
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import rows_of
 from kaggle_kit.task import Stored, task_from_plain, task_to_plain
@@ -219,16 +222,18 @@ def test_a_run_is_replaced_only_after_everything_else_was_checked(
 def test_a_store_that_was_named_and_holds_other_images_is_never_replaced(wide: Toy, tmp_path: Path) -> None:
     stored = Stored(height=12, width=16, fit="stretch")
     pack_train(wide.task.with_stored(stored), wide.data, tmp_path / "packed")
-    with pytest.raises(
-        DataError, match=r"packed holds images of \(12, 16, 1\) packed from other files or at another size"
-    ):
+    with pytest.raises(DataError, match=r"packed was packed from other files or settings than now"):
         train_tiny(wide, tmp_path / "run", packed=tmp_path / "packed")
     assert PackedSource(tmp_path / "packed").shape == (12, 16, 1)
 
 
 def test_stores_that_nobody_named_never_replace_each_other(wide: Toy, tmp_path: Path) -> None:
     first = train_tiny(wide, tmp_path / "a", only=0)
-    (wide.data / "train_0.parquet").touch()
+    shard = wide.data / "train_0.parquet"
+    shard.touch()
+    assert train_tiny(wide, tmp_path / "touched", only=0).packed == first.packed
+    table = parquet.read_table(shard)
+    parquet.write_table(table.set_column(1, "0", pa.array([9] * len(table), pa.uint8())), shard)
     second = train_tiny(wide, tmp_path / "b", only=0)
     assert first.packed != second.packed
     assert PackedSource(first.packed).key == first.packed_key

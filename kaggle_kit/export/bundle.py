@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, mean_probs
-from kaggle_kit.errors import BundleError, ExportError
+from kaggle_kit.errors import BundleError, DataError, ExportError
 from kaggle_kit.export.onnx import export_onnx, measure_parity
 from kaggle_kit.files import check_replaceable, replacing_folder
 from kaggle_kit.labels import Labels
@@ -32,7 +32,7 @@ from kaggle_kit.runtime.bundle import (
     save_golden,
     write_manifest,
 )
-from kaggle_kit.sources import PackedSource
+from kaggle_kit.sources import PackedSource, Source, open_source
 from kaggle_kit.tables import Text, rows_of
 from kaggle_kit.task import Task
 from kaggle_kit.train.checkpoint import load_checkpoint
@@ -195,10 +195,11 @@ def _write_golden(run: Run, folder: Path, exported: Sequence[_Exported], labels:
     source = _packed(run)
     ids = _golden_ids(labels, source)
     images = np.stack([source.read(row) for row in _rows(ids, source).tolist()])
-    encoded = tuple(_encoded(run, source, ids))
+    originals = _originals(run)
+    encoded = tuple(map(encode_png, images)) if originals is None else tuple(_encoded(originals, ids))
     parts = [OnnxSession(folder / one.member.file, device="cpu").run(images) for one in exported]
     probs: Probs = mean_probs(parts, [one.member.weight for one in exported])
-    save_golden(Golden(encoded=encoded, images=images, probs=probs), folder)
+    save_golden(Golden(encoded=encoded, fitted=originals is None, images=images, probs=probs), folder)
 
 
 def _golden_ids(labels: Labels, source: PackedSource) -> Text:
@@ -211,15 +212,22 @@ def _golden_ids(labels: Labels, source: PackedSource) -> Text:
     return labels.ids[_spread(np.array(list(chosen), np.int64), NUM_GOLDEN)]
 
 
-def _encoded(run: Run, source: PackedSource, ids: Text) -> Iterator[bytes]:
-    """Yield the files as the competition ships them, or a lossless encoding where it ships raw pixels."""
-    images = run.task.images
-    for name in ids.tolist():
-        path = run.data / images.folder / f"{name}{images.suffix}"
-        if images.format == "files" and path.is_file():
-            yield path.read_bytes()
-        else:
-            yield encode_png(source.read(int(_rows(np.array([name]), source)[0])))
+def _originals(run: Run) -> Source | None:
+    """Return the images as the competition ships them, or None where these are bare pixels or gone by now."""
+    if run.task.images.format not in ("files", "encoded_parquet"):
+        return None
+    try:
+        return open_source(run.task, "train", run.data)
+    except DataError:
+        return None
+
+
+def _encoded(source: Source, ids: Text) -> Iterator[bytes]:
+    """Yield the images' own files."""
+    for row in _rows(ids, source).tolist():
+        data = source.encoded(row)
+        assert data is not None
+        yield bytes(data)
 
 
 def _class_shares(labels: Labels, head: str, task: Task) -> npt.NDArray[np.float64]:
@@ -227,7 +235,7 @@ def _class_shares(labels: Labels, head: str, task: Task) -> npt.NDArray[np.float
     return np.asarray(counts / counts.sum())
 
 
-def _rows(ids: Text, source: PackedSource) -> npt.NDArray[np.int64]:
+def _rows(ids: Text, source: Source) -> npt.NDArray[np.int64]:
     rows = rows_of(ids, source.ids)
     if (rows < 0).any():
         raise BundleError(f"{source.describe()} lacks image {str(ids[rows < 0][0])!r}; pack the data again")

@@ -22,8 +22,8 @@ from kaggle_kit.platform import sandbox
 from kaggle_kit.platform.wheel import build_wheel
 from kaggle_kit.runtime.bundle import open_bundle
 from kaggle_kit.runtime.mounts import ROOT_VARIABLE
+from kaggle_kit.sources import image_folder, listed_ids
 from kaggle_kit.submission import expected_rows, score_submission, validate_submission
-from kaggle_kit.tables import read_columns
 from kaggle_kit.task import Task
 
 Answer = Literal[
@@ -190,9 +190,8 @@ def _check_inputs(task: Task, *, data: Path, hidden: Path, bundle: Path) -> None
         )
     if not hidden.is_dir():
         raise DataError(f"there is no hidden test {str(hidden)!r}; give a folder with {_hidden_files(task)}")
-    images = task.images
-    listed = [images.test] if images.format == "wide_parquet" else [images.test_list, images.folder]
-    missing = [pattern for pattern in [task.submission.file, *listed] if not any(hidden.glob(pattern))]
+    patterns = [task.submission.file, *task.images.test_files]
+    missing = [pattern for pattern in patterns if not any(hidden.glob(pattern))]
     if missing:
         raise DataError(f"{hidden} lacks {some_of(missing)}; a hidden test is made of {_hidden_files(task)}")
     if (hidden / "solution.csv").is_file():
@@ -200,9 +199,7 @@ def _check_inputs(task: Task, *, data: Path, hidden: Path, bundle: Path) -> None
 
 
 def _hidden_files(task: Task) -> str:
-    images = task.images
-    tests = images.test if images.format == "wide_parquet" else f"{images.test_list}, {images.folder}/"
-    return f"{task.submission.file}, {tests} and, to be scored, solution.csv"
+    return f"{', '.join([task.submission.file, *task.images.test_files])} and, to be scored, solution.csv"
 
 
 def _mount_inputs(
@@ -227,11 +224,12 @@ def _mount_inputs(
 
 def _visible_test(task: Task, data: Path) -> Iterator[Path]:
     images = task.images
-    if images.format == "wide_parquet":
-        yield from data.glob(images.test)
+    if images.format != "files":
+        for found in data.glob(images.test):
+            yield from [found] if found.is_file() else _files_below(found)
     else:
-        listed = read_columns(data / images.test_list, [images.id])[images.id]
-        yield from (data / images.folder / f"{name}{images.suffix}" for name in listed.tolist())
+        folder = image_folder(task, "test", data)
+        yield from (folder / f"{name}{images.suffix}" for name in listed_ids(task, "test", data).tolist())
 
 
 def _files_below(folder: Path) -> Iterator[Path]:

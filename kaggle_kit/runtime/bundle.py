@@ -25,7 +25,7 @@ from kaggle_kit.predictions import Probs
 from kaggle_kit.settings import build, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 
@@ -97,11 +97,13 @@ class Golden:
 
     Attributes:
         encoded: Encoded files, as bytes.
+        fitted: Whether these are lossless encodings of the stored images, where the competition has bare pixels.
         images: (n, H, W, C) uint8: the same images at the stored size.
         probs: The blend's {head: (n, C)}.
     """
 
     encoded: tuple[bytes, ...]
+    fitted: bool
     images: Image
     probs: Probs
 
@@ -186,7 +188,7 @@ def save_golden(golden: Golden, folder: Path) -> None:
     joined = np.frombuffer(b"".join(golden.encoded), np.uint8)
     probs = {f"probs/{head}": values for head, values in golden.probs.items()}
     with replacing(folder / GOLDEN) as temporary, temporary.open("wb") as file:
-        np.savez(file, encoded=joined, sizes=sizes, images=golden.images, **probs)  # type: ignore[arg-type]
+        np.savez(file, encoded=joined, sizes=sizes, fitted=golden.fitted, images=golden.images, **probs)  # type: ignore[arg-type]
 
 
 def load_golden(folder: Path) -> Golden:
@@ -197,7 +199,7 @@ def load_golden(folder: Path) -> Golden:
     joined = arrays["encoded"].tobytes()
     encoded = tuple(joined[end - size : end] for size, end in zip(arrays["sizes"], ends, strict=True))
     probs = {name.removeprefix("probs/"): value for name, value in arrays.items() if name.startswith("probs/")}
-    return Golden(encoded=encoded, images=arrays["images"], probs=probs)
+    return Golden(encoded=encoded, fitted=bool(arrays["fitted"]), images=arrays["images"], probs=probs)
 
 
 def file_sha256(path: Path) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kaggle_kit.ensemble import mean_probs
 from kaggle_kit.errors import BundleError
-from kaggle_kit.pixels import Image, decode_image, to_stored
+from kaggle_kit.pixels import Image, read_stored
 from kaggle_kit.predictions import Predictions, Probs, concatenate
 from kaggle_kit.runtime.backends import OnnxSession, describe_provider
 from kaggle_kit.runtime.bundle import load_golden, open_bundle
@@ -109,9 +109,9 @@ class Predictor:
         """Return the largest difference from the probabilities computed at home."""
         golden = load_golden(self.bundle.folder)
         task = self.bundle.task
-        assert task.stored is not None
+        stored = None if golden.fitted else task.stored
         images = np.stack(
-            [to_stored(decode_image(data, channels=task.images.channels), task.stored) for data in golden.encoded]
+            [read_stored(data, channels=task.images.channels, stored=stored)[0] for data in golden.encoded]
         )
         probs = self.run(images)
         worst = max(float(np.abs(probs[head] - golden.probs[head]).max()) for head in golden.probs)

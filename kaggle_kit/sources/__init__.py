@@ -2,77 +2,100 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from kaggle_kit.errors import DataError, some_of
-from kaggle_kit.sources.files import FilesSource, measure_files
-from kaggle_kit.sources.packed import PackedSource, find_packed, pack
-from kaggle_kit.sources.protocol import Chunk, OnBroken, Source
+from kaggle_kit.errors import DataError, ImageError, some_of
+from kaggle_kit.pixels import Image
+from kaggle_kit.sources.arrays import ArraySource
+from kaggle_kit.sources.encoded import EncodedSource
+from kaggle_kit.sources.encoded_parquet import ParquetBlobs
+from kaggle_kit.sources.files import list_class_folders, open_files
+from kaggle_kit.sources.joined import JoinedSource
+from kaggle_kit.sources.packed import PackedSource
+from kaggle_kit.sources.protocol import Chunk, OnBroken, Source, fixed_shape
 from kaggle_kit.sources.wide_parquet import WideParquetSource, find_shards
 from kaggle_kit.tables import Text, read_columns
 from kaggle_kit.task import Stored, Task
 
 __all__ = [
     "Chunk",
+    "JoinedSource",
     "OnBroken",
     "PackedSource",
     "Source",
     "check_ids",
-    "find_packed",
+    "fixed_shape",
+    "image_folder",
+    "listed_ids",
     "open_source",
-    "pack",
+    "read_images",
     "resolve_stored",
 ]
 
 Split = Literal["train", "test"]
+SAMPLE_TO_MEASURE = 300
 
 
 def open_source(task: Task, split: Split, root: Path, *, on_broken: OnBroken = "error") -> Source:
     """Open the competition's images as the task describes them.
 
     Args:
-        task: With `stored` known; see `resolve_stored`.
+        task: With `stored` None, images are read as they are; see `resolve_stored`.
         split: Train or test images.
         root: The data folder.
-        on_broken: What a broken image becomes: `error`, or `blank`: an image of zeros, named in `Chunk.broken`.
+        on_broken: What a broken image becomes in `chunks()`: `error`, or `blank`: an image of zeros, named in
+            `Chunk.broken`.
 
     Raises:
         DataError: For missing files, missing columns or repeated ids.
     """
-    assert task.stored is not None
-    images = task.images
+    images, stored = task.images, task.stored
     _check_root(root)
+    pattern = images.train if split == "train" else images.test
     if images.format == "wide_parquet":
-        shards = find_shards(root, images.train if split == "train" else images.test)
-        return WideParquetSource(shards, images=images, stored=task.stored)
-    return FilesSource(
-        root / images.folder,
-        ids=_listed_ids(task, split, root),
-        suffix=images.suffix,
-        channels=images.channels,
-        stored=task.stored,
-        on_broken=on_broken,
-    )
+        return WideParquetSource(find_shards(root, pattern), images=images, stored=stored)
+    if images.format == "array":
+        return ArraySource(root / pattern, ids=_array_ids(task, split, root), channels=images.channels, stored=stored)
+    if images.format == "packed":
+        return _open_packed(root / pattern, task)
+    if images.format == "encoded_parquet":
+        blobs = ParquetBlobs(find_shards(root, pattern), image=images.image, id_column=images.id)
+        return EncodedSource(blobs, ids=blobs.ids(), channels=images.channels, stored=stored, on_broken=on_broken)
+    ids, nested = listed_ids(task, split, root), images.class_folders and split == "train"
+    files = open_files(image_folder(task, split, root), ids, suffix=images.suffix, class_folders=nested)
+    return EncodedSource(files, ids=ids, channels=images.channels, stored=stored, on_broken=on_broken)
 
 
 def resolve_stored(task: Task, root: Path) -> Task:
     """Return the task with its stored size known: the one it has, or one worked out from the train images.
 
-    Wide parquet is stored as it is. Files get the median height and width of an even sample, rounded to 8, with
-    letterbox.
+    Images of one size are stored as they are. Others get the median height and width of an even sample, rounded to
+    8, with letterbox.
+
+    Raises:
+        DataError: When none of the sample can be decoded.
     """
     if task.stored is not None:
         return task
-    images = task.images
-    if images.format == "wide_parquet":
-        return task.with_stored(Stored(height=images.height, width=images.width))
-    _check_root(root)
-    ids = _listed_ids(task, "train", root)
-    height, width = measure_files(root / images.folder, ids, images.suffix)
+    if task.images.format == "wide_parquet":
+        return task.with_stored(Stored(height=task.images.height, width=task.images.width))
+    source = open_source(task, "train", root)
+    if source.shape != "varies":
+        return task.with_stored(Stored(height=source.shape[0], width=source.shape[1]))
+    height, width = _median_size(source)
     return task.with_stored(Stored(height=height, width=width, fit="letterbox"))
+
+
+def read_images(source: Source) -> Image:
+    """Return all images of a source as one (N, H, W, C) uint8 array, filled in place."""
+    images = np.empty((len(source), *fixed_shape(source)), np.uint8)
+    for _ in source.chunks(into=images):
+        pass
+    return images
 
 
 def check_ids(source: Source, expected: Text, *, where: str) -> None:
@@ -94,12 +117,55 @@ def check_ids(source: Source, expected: Text, *, where: str) -> None:
         )
 
 
-def _listed_ids(task: Task, split: Split, root: Path) -> Text:
-    if split == "train":
-        return read_columns(root / task.labels.file, [task.labels.id])[task.labels.id]
-    return read_columns(root / task.images.test_list, [task.images.id])[task.images.id]
+def image_folder(task: Task, split: Split, root: Path) -> Path:
+    """Return the folder, or the place inside a zip, of a split's image files."""
+    images = task.images
+    return root / (images.test_folder if split == "test" and images.test_folder else images.folder)
+
+
+def listed_ids(task: Task, split: Split, root: Path) -> Text:
+    """Return the ids that the label file or the test list names, or those of the files in class folders."""
+    if split == "test":
+        return read_columns(root / task.images.test_list, [task.images.id])[task.images.id]
+    if not task.labels.file:
+        return np.array(list(list_class_folders(image_folder(task, split, root))), np.str_)
+    return read_columns(root / task.labels.file, [task.labels.id])[task.labels.id]
+
+
+def _array_ids(task: Task, split: Split, root: Path) -> Text | None:
+    listed = task.labels.is_csv if split == "train" else bool(task.images.test_list)
+    return listed_ids(task, split, root) if listed else None
+
+
+def _open_packed(folder: Path, task: Task) -> PackedSource:
+    source = PackedSource(folder)
+    wanted = source.shape if task.stored is None else (*task.stored_size, task.images.channels)
+    if source.shape != wanted:
+        raise DataError(
+            f"{folder} holds images of {source.shape}, the task stores {wanted}; mend `stored`, or pack again"
+        )
+    return source
+
+
+def _median_size(source: Source) -> tuple[int, int]:
+    sizes = []
+    step = max(1, len(source) // SAMPLE_TO_MEASURE)
+    for row in range(0, len(source), step):
+        try:
+            sizes.append(source.read(row).shape[:2])
+        except ImageError:
+            continue
+    if not sizes:
+        tried = len(range(0, len(source), step))
+        raise DataError(
+            f"none of {tried} images tried in {source.describe()} can be decoded; check the task's `images`"
+        )
+    height, width = np.median(np.array(sizes), axis=0)
+    return max(8, round(height / 8) * 8), max(8, round(width / 8) * 8)
 
 
 def _check_root(root: Path) -> None:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(root)):
+        raise DataError(f"{str(root)!r} is an address, not a folder; download the data and give its folder")
     if not root.is_dir():
         raise DataError(f"there is no data folder {str(root)!r}; give the folder with the competition's files")

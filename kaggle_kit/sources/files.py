@@ -1,117 +1,218 @@
-"""A CSV of ids and a folder of encoded images."""
+"""Encoded image files: in one folder, in class folders, or inside a zip that is never unpacked."""
 
 from __future__ import annotations
 
+import lzma
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import numpy as np
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from kaggle_kit.errors import DataError, ImageError, some_of
-from kaggle_kit.pixels import Image, decode_image, to_stored
-from kaggle_kit.sources.protocol import Chunk, OnBroken
-from kaggle_kit.tables import Text, check_unique
-from kaggle_kit.task import Stored
+from kaggle_kit.sources.encoded import MAX_FILE_BYTES, Blobs
+from kaggle_kit.tables import Text
 
-IMAGES_AT_ONCE = 256
-SAMPLE_TO_MEASURE = 300
-
-
-class FilesSource:
-    """Image files of one folder as a `Source`."""
-
-    def __init__(
-        self, folder: Path, *, ids: Text, suffix: str, channels: int, stored: Stored, on_broken: OnBroken = "error"
-    ) -> None:
-        check_unique(ids, folder)
-        _check_present(folder, ids, suffix)
-        self.ids = ids
-        self.shape = (stored.height, stored.width, channels)
-        self._folder = folder
-        self._suffix = suffix
-        self._stored = stored
-        self._on_broken = on_broken
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def describe(self) -> str:
-        """Return where the images lie, for messages."""
-        return str(self._folder)
-
-    def path(self, row: int) -> Path:
-        """Return the file of image `row`."""
-        return self._folder / f"{self.ids[row]}{self._suffix}"
-
-    def read(self, row: int) -> Image:
-        """Return image `row`.
-
-        Raises:
-            ImageError: Naming the file, when it cannot be decoded.
-        """
-        path = self.path(row)
-        try:
-            return to_stored(decode_image(path.read_bytes(), channels=self.shape[2]), self._stored)
-        except ImageError as error:
-            raise ImageError(f"{path}: {error}") from None
-        except OSError as error:
-            raise ImageError(f"{path}: cannot be read ({error.strerror}); replace or drop the file") from None
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield all images in row order, 256 at a time, decoded by as many threads as there are cores."""
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for start in range(0, len(self), IMAGES_AT_ONCE):
-                rows = range(start, min(start + IMAGES_AT_ONCE, len(self)))
-                images = np.zeros((len(rows), *self.shape), np.uint8)
-                broken = {}
-                for place, image in enumerate(pool.map(self._read_or_reason, rows)):
-                    if isinstance(image, str):
-                        broken[str(self.ids[rows[place]])] = image
-                    else:
-                        images[place] = image
-                yield Chunk(ids=self.ids[rows.start : rows.stop], images=images, broken=broken)
-
-    def _read_or_reason(self, row: int) -> Image | str:
-        try:
-            return self.read(row)
-        except ImageError as error:
-            if self._on_broken == "error":
-                raise
-            return str(error)
+# What zipfile raises for damage, a password, an unknown compression, a cut file.
+ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    NotImplementedError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+)
 
 
-def measure_files(folder: Path, ids: Text, suffix: str) -> tuple[int, int]:
-    """Return the median height and width of an even sample of images, rounded to 8 pixels.
+def open_files(folder: Path, ids: Text, *, suffix: str, class_folders: bool) -> Blobs:
+    """Return the encoded files of these ids, in their order.
+
+    Args:
+        folder: A folder; or a zip file, or a folder inside of one, such as `images.zip/train`.
+        ids: (N,) names below the folder.
+        suffix: Added to an id for its file's name.
+        class_folders: Look for each name in the folders below `folder`, not in `folder` itself.
 
     Raises:
-        DataError: When none of the sample can be decoded.
+        DataError: When the folder or files are missing, or an id is no name below the folder.
     """
-    _check_present(folder, ids, suffix)
-    step = max(1, len(ids) // SAMPLE_TO_MEASURE)
-    sizes = []
-    for name in ids[::step]:
-        try:
-            sizes.append(decode_image((folder / f"{name}{suffix}").read_bytes(), channels=3).shape[:2])
-        except ImageError:
-            continue
-    if not sizes:
-        raise DataError(f"none of {len(ids[::step])} images tried in {folder} can be decoded; check `images.folder`")
-    height, width = np.median(np.array(sizes), axis=0)
-    return max(8, round(height / 8) * 8), max(8, round(width / 8) * 8)
-
-
-def _check_present(folder: Path, ids: Text, suffix: str) -> None:
-    if not folder.is_dir():
-        raise DataError(f"there is no image folder {str(folder)!r}; check the task's `images.folder`")
-    odd = [name for name in ids.tolist() if "/" in name or "\\" in name or name in ("", ".", "..")]
+    names = [f"{name}{suffix}" for name in ids.tolist()]
+    odd = [name for name in names if not is_plain_path(name)]
     if odd:
         raise DataError(f"id(s) {some_of(odd)} are no plain file names; expected names of files in {folder}")
-    present = {entry.name for entry in os.scandir(folder)}
-    missing = [f"{name}{suffix}" for name in ids.tolist() if f"{name}{suffix}" not in present]
+    archive, inside = _split_at_zip(folder)
+    if archive is not None:
+        return _ZipBlobs(archive, _placed(names, _list_zip(archive, inside), folder, class_folders), inside)
+    present = list_files(folder, nested=class_folders or any("/" in name for name in names))
+    return _FolderBlobs(folder, _placed(names, present, folder, class_folders))
+
+
+def list_class_folders(folder: Path) -> dict[str, str]:
+    """Return {`class/file`: class} for the files one folder below `folder`, which may lie inside a zip; sorted.
+
+    Raises:
+        DataError: When there is no such folder, or it holds no folders of files.
+    """
+    archive, inside = _split_at_zip(folder)
+    names = list_files(folder, nested=True) if archive is None else _list_zip(archive, inside)
+    found = {name: name.split("/")[0] for name in sorted(names) if name.count("/") == 1}
+    if not found:
+        raise DataError(f"{folder} holds no class folders with files; check the task's `images.folder`")
+    return found
+
+
+def is_plain_path(name: str) -> bool:
+    """Return whether a name stays below its folder and means the same on every system."""
+    parts = name.split("/")
+    return not (
+        any(part in ("", ".", "..") for part in parts)
+        or "\\" in name
+        or re.match(r"[A-Za-z]:", name)
+        or any(ord(letter) < 32 for letter in name)
+    )
+
+
+def list_files(folder: Path, *, nested: bool) -> list[str]:
+    """Return the names of the files in a folder, and with `nested` of those one or more folders below.
+
+    Raises:
+        DataError: When there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no image folder {str(folder)!r}; check the task's `images.folder`")
+    if not nested:
+        return [entry.name for entry in os.scandir(folder)]
+    found = []
+    for parent, _, names in os.walk(folder):
+        below = PurePosixPath(Path(parent).relative_to(folder).as_posix())
+        found += [str(below / name) for name in names if not name.startswith(".")]
+    return found
+
+
+def _split_at_zip(folder: Path) -> tuple[Path | None, str]:
+    """Return the zip file in a path and the folder inside of it, or None and nothing."""
+    for path in (folder, *folder.parents):
+        if path.suffix.lower() == ".zip" and path.is_file():
+            return path, folder.relative_to(path).as_posix().removeprefix(".")
+    return None, ""
+
+
+def _list_zip(archive: Path, inside: str) -> list[str]:
+    """Return the names of an archive's files below the folder `inside`.
+
+    Raises:
+        DataError: For a damaged archive, or one with a path that climbs out of it.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = [info.filename for info in opened.infolist() if not info.is_dir()]
+    except ZIP_ERRORS as error:
+        raise DataError(f"{archive} is no whole zip file ({error}); download it again") from None
+    odd = [name for name in names if not is_plain_path(name)]
+    if odd:
+        raise DataError(f"{archive} holds path(s) that leave it: {some_of(odd)}; do not trust it, download it again")
+    prefix = f"{inside}/" if inside else ""
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
+def _placed(names: list[str], present: Iterable[str], folder: Path, class_folders: bool) -> list[str]:
+    """Return each name's path below the folder.
+
+    Raises:
+        DataError: Counting the names that have none, or, in class folders, more than one.
+    """
+    places: dict[str, list[str]] = {}
+    for path in present:
+        places.setdefault(path, []).append(path)
+        if class_folders and "/" in path:
+            places.setdefault(path.rpartition("/")[2], []).append(path)
+    missing = [name for name in names if name not in places]
     if missing:
         raise DataError(
-            f"{folder} lacks {len(missing):,} of {len(ids):,} images: {some_of(missing)}; "
-            "check the download and the task's `images.suffix`"
+            f"{folder} lacks {len(missing):,} of {len(names):,} images: {some_of(missing)}; "
+            "check the download and the task's `images.folder`, `images.suffix` and `images.class_folders`"
         )
+    several = [name for name in names if len(places[name]) > 1]
+    if several:
+        raise DataError(
+            f"{folder} holds {several[0]!r} in several folders: {some_of(places[several[0]])}; write ids as class/name"
+        )
+    return [places[name][0] for name in names]
+
+
+class _FolderBlobs:
+    def __init__(self, folder: Path, paths: list[str]) -> None:
+        self._folder = folder
+        self._paths = paths
+
+    def read(self, row: int) -> bytes:
+        path = self._folder / self._paths[row]
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
+                    raise _too_large(found.st_size)
+                return file.read()
+        except OSError as error:
+            raise ImageError(f"cannot be read ({error.strerror}); replace or drop the file") from None
+
+    def name(self, row: int) -> str:
+        return str(self._folder / self._paths[row])
+
+    def files(self) -> list[Path]:
+        return [self._folder / path for path in self._paths]
+
+    def describe(self) -> str:
+        return str(self._folder)
+
+
+class _ZipBlobs:
+    """Members of an archive by their whole names; the archive is opened where it is first read, once a process."""
+
+    def __init__(self, archive: Path, names: list[str], inside: str) -> None:
+        self._archive = archive
+        self._inside = inside
+        self._names = names
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+
+    def __reduce__(self) -> tuple[type[_ZipBlobs], tuple[Path, list[str], str]]:
+        return _ZipBlobs, (self._archive, self._names, self._inside)
+
+    def read(self, row: int) -> bytes:
+        try:
+            opened = self._open()
+            info = opened.getinfo(self._member(row))
+            if info.file_size > MAX_FILE_BYTES:
+                raise _too_large(info.file_size)
+            return opened.read(info)
+        except ImageError:
+            raise
+        except ZIP_ERRORS as error:
+            raise ImageError(f"cannot be read from the archive ({error}); replace or drop it") from None
+
+    def _open(self) -> zipfile.ZipFile:
+        """Return this process's own handle: one that was open before a fork shares its place in the file."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), zipfile.ZipFile(self._archive))
+        return self._opened[1]
+
+    def _member(self, row: int) -> str:
+        return f"{self._inside}/{self._names[row]}" if self._inside else self._names[row]
+
+    def name(self, row: int) -> str:
+        return str(self._archive / self._member(row))
+
+    def files(self) -> list[Path]:
+        return [self._archive]
+
+    def describe(self) -> str:
+        return str(self._archive / self._inside)
+
+
+def _too_large(size: int) -> ImageError:
+    return ImageError(f"is {size:,} bytes, or no plain file; expected an image of at most {MAX_FILE_BYTES:,} bytes")

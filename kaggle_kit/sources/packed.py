@@ -1,139 +1,290 @@
 """The packed store: images converted once, then memory-mapped by every worker and run.
 
-A folder with `images.npy` (N, H, W, C) uint8, `ids.npy` and `pack.json`. It is either whole or absent: it is
-written beside its place and renamed at the end.
+A folder that `kaggle_kit.packing` writes, whole or not at all:
+
+    pack.json      format, kind, shape, key of what was packed, mean and std, tags, broken images, digests
+    ids.npy        (N,) ids
+    sizes.npy      (N, 2) int32, height and width before the stored size; 0 for broken images
+    hashes.npy     (N, 16) uint8, the pixels' SHA-256 cut to 128 bits: equal images have equal hashes
+    images.npy     raw: (N, H, W, C) uint8, which `np.load(..., mmap_mode="r")` opens as well
+    images-*.bin   encoded: the images' files one after the other, and
+    places.npy     (N, 3) int64: offset in the part's .bin file, bytes, CRC-32
+
+Opening checks the digests of everything but the pixels; `PackedSource.verify` checks the pixels too.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
+import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
-from kaggle_kit.errors import DataError
-from kaggle_kit.files import check_replaceable, replacing_folder
+from kaggle_kit.errors import DataError, ImageError, KitError, some_of
+from kaggle_kit.machine import num_cores
 from kaggle_kit.pixels import Image
-from kaggle_kit.sources.protocol import Chunk, Source
+from kaggle_kit.settings import build
+from kaggle_kit.sources.encoded import EncodedSource
+from kaggle_kit.sources.protocol import Chunk, Shape, Sizes, split_rows
 from kaggle_kit.tables import Text
+from kaggle_kit.task import Stored
 
-FORMAT = 1
+FORMAT = 2
 META = "pack.json"
-OWN_FILES = (META, "images.npy", "ids.npy")
+INDEX_FILES = ("ids.npy", "sizes.npy", "hashes.npy")
 CHUNK_BYTES = 32 << 20
+HASH_BYTES = 16
+Hashes = npt.NDArray[np.uint8]
 
 
 class PackedSource:
     """A packed store as a `Source`.
 
     Attributes:
+        folder: Where it lies.
+        ids: (N,) image ids.
+        shape: (H, W, C) of every image.
+        kind: `raw`: pixels, memory-mapped; `encoded`: the images' own files, decoded at every reading.
+        key: Changes with the images' files and how they are stored.
+        sizes: (N, 2) int32, height and width before the stored size; 0 for broken images.
+        hashes: (N, 16) uint8; equal images have equal hashes.
         broken: {id: reason} of images that could not be read when packing; theirs are zeros.
+        tags: {tag: rows}; "" for the competition's own images.
+        mean: (C,) of all pixels of unbroken images, 0 to 1.
+        std: (C,) likewise.
     """
 
     def __init__(self, folder: Path) -> None:
-        meta = _read_meta(folder)
-        self._folder = folder
-        self.broken: dict[str, str] = meta["broken"]
-        self.key: str = meta["key"]
+        """Open the store in `folder`.
+
+        Raises:
+            DataError: When there is none, or anything but its pixels has changed since it was packed.
+        """
+        meta = read_meta(folder)
+        self.folder = folder
         try:
-            self._images: Image = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-            self.ids: Text = np.load(folder / "ids.npy", allow_pickle=False)
-        except (OSError, ValueError) as error:
+            self._take(meta)
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, KitError) as error:
             raise DataError(f"packed store {folder} is damaged ({error}); delete it and pack again") from None
-        if len(self.ids) != len(self._images):
-            raise DataError(f"packed store {folder} has {len(self.ids)} ids for {len(self._images)} images; pack again")
-        height, width, channels = self._images.shape[1:]
-        self.shape = (height, width, channels)
+
+    def _take(self, meta: dict[str, Any]) -> None:
+        folder = self.folder
+        self.kind: Literal["raw", "encoded"] = meta["kind"]
+        self.key: str = f"{meta['key']['settings']}-{meta['key']['content']}"
+        self.shape: Shape = tuple(meta["shape"])
+        self.broken: dict[str, str] = meta["broken"]
+        self.tags = {tag: range(*rows) for tag, rows in meta["tags"].items()}
+        self.mean, self.std = np.array(meta["mean"]), np.array(meta["std"])
+        load = {name: _load_checked(folder / name, digest) for name, digest in meta["digests"].items()}
+        self.ids: Text = load["ids.npy"]
+        self.sizes: Sizes = load["sizes.npy"]
+        self.hashes: Hashes = load["hashes.npy"]
+        if self.kind == "raw":
+            self._images: Image = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+            found = (self._images.dtype, self._images.shape, self._images.flags.c_contiguous)
+            if found != (np.uint8, (len(self.ids), *self.shape), True):
+                raise ValueError(f"images.npy holds {found[0]} {found[1]}")
+            return
+        stored = None if meta["stored"] is None else build(Stored, meta["stored"])
+        blobs = _PackedBlobs(folder, load["places.npy"], [range(*rows) for rows in meta["parts"]])
+        self._encoded = EncodedSource(blobs, ids=self.ids, channels=self.shape[2], stored=stored)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __reduce__(self) -> tuple[type[PackedSource], tuple[Path]]:
         """Pickle as the folder's path: a worker process maps the same pages instead of getting a copy."""
-        return PackedSource, (self._folder,)
+        return PackedSource, (self.folder,)
 
     def describe(self) -> str:
         """Return where the images lie, for messages."""
-        return str(self._folder)
+        return str(self.folder)
+
+    def files(self) -> list[Path]:
+        """Return the file that changes whenever anything in the store does."""
+        return [self.folder / META]
+
+    def encoded_bytes(self) -> int | None:
+        """Return how many bytes the encoded images take, or None where the store is raw."""
+        return None if self.kind == "raw" else sum(path.stat().st_size for path in self.folder.glob("images-*.bin"))
+
+    def encoded(self, row: int) -> bytes | memoryview | None:
+        """Return the encoded bytes of image `row`, or None where the store is raw or the image broken."""
+        if self.kind == "raw" or str(self.ids[row]) in self.broken:
+            return None
+        return self._encoded.encoded(row)
+
+    def parts(self) -> list[range]:
+        """Return ranges of rows of 32 MB."""
+        return split_rows(0, len(self), max(1, CHUNK_BYTES // int(np.prod(self.shape))))
 
     def read(self, row: int) -> Image:
-        """Return image `row` without copying it: a read-only view of the page cache."""
-        image: Image = self._images[row]
-        return image
+        """Return image `row`; of a raw store without copying it: a read-only view of the page cache.
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield all images in row order, 32 MB at a time."""
-        step = max(1, CHUNK_BYTES // int(np.prod(self.shape)))
-        for start in range(0, len(self), step):
-            ids = self.ids[start : start + step]
-            broken = {name: self.broken[name] for name in ids.tolist() if name in self.broken}
-            yield Chunk(ids=ids, images=np.asarray(self._images[start : start + step]), broken=broken)
+        Raises:
+            ImageError: When an encoded image has changed since it was packed.
+        """
+        if self.kind == "raw":
+            image: Image = self._images[row]
+            return image
+        if str(self.ids[row]) in self.broken:
+            return np.zeros(self.shape, np.uint8)
+        return self._encoded.read(row)
+
+    def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
+        """Yield images in row order, 32 MB at a time."""
+        last = len(self) if stop is None else stop
+        for part in self.parts():
+            rows = range(max(part.start, start), min(part.stop, last))
+            if not len(rows):
+                continue
+            images = self.take(np.arange(rows.start, rows.stop)) if self.kind == "encoded" else self._mapped(rows)
+            if into is not None:
+                into[rows.start : rows.stop] = images
+                images = into[rows.start : rows.stop]
+            ids = self.ids[rows.start : rows.stop]
+            broken = {name: self.broken[name] for name in ids.tolist() if name in self.broken} if self.broken else {}
+            sizes = self.sizes[rows.start : rows.stop]
+            yield Chunk(start=rows.start, ids=ids, images=images, sizes=sizes, broken=broken)
+
+    def _mapped(self, rows: range) -> Image:
+        return np.asarray(self._images[rows.start : rows.stop])
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Image:
+        """Return (n, H, W, C) images of these rows, copied; encoded ones are decoded by all cores."""
+        if self.kind == "raw":
+            return np.asarray(self._images[rows])
+        out = np.empty((len(rows), *self.shape), np.uint8)
+
+        def decode(places: range) -> None:
+            for place in places:
+                out[place] = self.read(int(rows[place]))
+
+        with ThreadPoolExecutor(num_cores()) as pool:
+            list(pool.map(decode, split_rows(0, len(rows), 8)))
+        return out
+
+    def duplicate_groups(self) -> npt.NDArray[np.int64]:
+        """Return (N,) group numbers: images with the same pixels are in one group; a broken image is in its own."""
+        groups = np.unique(self.hashes.view(f"V{HASH_BYTES}").ravel(), return_inverse=True)[1].astype(np.int64)
+        if self.broken:
+            broken = np.isin(self.ids, list(self.broken))
+            groups[broken] = groups.max(initial=0) + 1 + np.arange(broken.sum())
+        return groups
+
+    def verify(self, *, advance: Callable[[int], object] | None = None) -> None:
+        """Read every image and compare it with its hash.
+
+        Args:
+            advance: Called with a number of images when so many more are checked.
+
+        Raises:
+            DataError: Naming images that have changed since they were packed.
+        """
+        changed: list[str] = []
+        with ThreadPoolExecutor(num_cores()) as pool:
+            for rows, wrong in zip(self.parts(), pool.map(self._changed_rows, self.parts()), strict=True):
+                changed += self.ids[wrong].tolist()
+                if advance is not None:
+                    advance(len(rows))
+        if changed:
+            raise DataError(
+                f"packed store {self.folder} holds {len(changed):,} image(s) that changed since packing: "
+                f"{some_of(changed)}; delete it and pack again, and check the disk"
+            )
+
+    def _changed_rows(self, rows: range) -> list[int]:
+        if self.kind == "raw":
+            found = hash_images(self._mapped(rows))
+            return (rows.start + np.flatnonzero((found != self.hashes[rows.start : rows.stop]).any(axis=1))).tolist()
+        return [row for row in rows if str(self.ids[row]) not in self.broken and not self._is_whole(row)]
+
+    def _is_whole(self, row: int) -> bool:
+        try:
+            self._encoded.encoded(row)
+        except ImageError:
+            return False
+        return True
 
 
-def find_packed(folder: Path, key: str) -> PackedSource | None:
-    """Return the packed store in `folder` if it has this key, else None."""
-    try:
-        return PackedSource(folder) if _read_meta(folder)["key"] == key else None
-    except DataError:  # absent, damaged or of another format: it is packed again
-        return None
+class _PackedBlobs:
+    """The encoded images of a store; see `kaggle_kit.sources.encoded.Blobs`."""
+
+    def __init__(self, folder: Path, places: npt.NDArray[np.int64], parts: list[range]) -> None:
+        self._folder = folder
+        self._places = places
+        self._parts = parts
+        self._starts = np.array([part.start for part in parts], np.int64)
+        files = [np.memmap(part_file(folder, part), np.uint8, "r") for part in parts]
+        self._files: list[npt.NDArray[np.uint8]] = [np.asarray(file) for file in files]
+
+    def read(self, row: int) -> memoryview:
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        offset, length, crc = self._places[row].tolist()
+        data = self._files[part][offset : offset + length].data
+        if len(data) != length or zlib.crc32(data) != crc:
+            raise ImageError("has changed since it was packed; delete the store and pack again, and check the disk")
+        return data
+
+    def name(self, row: int) -> str:
+        part = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return str(part_file(self._folder, self._parts[part]))
+
+    def files(self) -> list[Path]:
+        return [part_file(self._folder, part) for part in self._parts]
+
+    def describe(self) -> str:
+        return str(self._folder)
 
 
-def pack(source: Source, folder: Path, *, key: str, advance: Callable[[int], object] | None = None) -> PackedSource:
-    """Write a source's images to a packed store, unless the store there has the same key already.
+def part_file(folder: Path, rows: range) -> Path:
+    """Return where an encoded store keeps the images of a part."""
+    return folder / f"images-{rows.start:09d}.bin"
 
-    Args:
-        source: The images.
-        folder: Where the store goes; a store with another key is replaced.
-        key: Changes whenever the images would; see `kaggle_kit.runs.source_key`.
-        advance: Called with the number of images after each chunk.
+
+def hash_images(images: Image) -> Hashes:
+    """Return (N, 16) uint8: the SHA-256 of each image's bytes, cut to 128 bits."""
+    data = b"".join(hashlib.sha256(image).digest()[:HASH_BYTES] for image in images)
+    return np.frombuffer(data, np.uint8).reshape(len(images), HASH_BYTES)
+
+
+def digest_of(meta: dict[str, Any]) -> str:
+    """Return the SHA-256 of a description without its own digest."""
+    rest = {name: value for name, value in meta.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return what `pack.json` says.
 
     Raises:
-        DataError: When the folder holds something else, or the disk is too small.
+        DataError: When there is none, it has changed, or it is of another format.
     """
-    there = find_packed(folder, key)
-    if there is not None:
-        return there
-    own = OWN_FILES if (folder / META).is_file() else ()
-    check_replaceable(folder, own, what="packed store", error=DataError)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    needed = len(source) * int(np.prod(source.shape))
-    free = shutil.disk_usage(folder.parent).free
-    if needed > free:
-        raise DataError(f"packing into {folder} needs {needed / 1e9:.2f} GB; the disk has {free / 1e9:.2f} GB free")
-    with replacing_folder(folder, own, what="packed store", error=DataError) as temporary:
-        _write_store(source, temporary, key, advance or (lambda _: None))
-    return PackedSource(folder)
-
-
-def _write_store(source: Source, folder: Path, key: str, advance: Callable[[int], object]) -> None:
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(source), *source.shape)
-    )
-    broken: dict[str, str] = {}
-    start = 0
-    for chunk in source.chunks():
-        images[start : start + len(chunk.ids)] = chunk.images
-        broken |= chunk.broken
-        start += len(chunk.ids)
-        advance(len(chunk.ids))
-    images.flush()
-    del images
-    np.save(folder / "ids.npy", source.ids)
-    meta = {"format": FORMAT, "key": key, "broken": broken}
-    (folder / META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{folder} is no packed store (no pack.json); make one with `kaggle-kit pack`") from None
     except ValueError:
         raise DataError(f"{path} is damaged; delete the store and pack again") from None
-    if meta.get("format") != FORMAT:
-        raise DataError(f"{path} has format {meta.get('format')}; this version reads {FORMAT}; pack again")
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if found != FORMAT:
+        raise DataError(f"{path} has format {found}; this version reads {FORMAT}; pack again")
+    if meta.get("digest") != digest_of(meta):
+        raise DataError(f"{path} has changed since it was written; delete the store and pack again")
     return dict(meta)
+
+
+def _load_checked(path: Path, digest: str) -> npt.NDArray[Any]:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ValueError(f"{path.name} has changed")
+    import io
+
+    return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))

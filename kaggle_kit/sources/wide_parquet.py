@@ -1,13 +1,17 @@
 """Wide parquet: one row an image, one column a pixel, as bengaliai-cv19 ships its images.
 
-A shard of 50,210 x 32,332 uint8 is 1.6 GB; pandas needs 8 GB to read one. Here 500 columns at a time are
-read column-major and transposed into place by OpenCV, so that little more than the shard's pixels is held.
+A shard of 50,210 x 32,332 uint8 is 1.6 GB; pandas needs three times that to read one, and turns it into images at a
+tenth of OpenCV's speed. Here a few threads read 500 columns each, column-major, and OpenCV transposes them into
+place, so that a quarter more than the shard's pixels is held; `benchmarks/data.py` measures it.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, some_of
-from kaggle_kit.pixels import Image, to_stored
-from kaggle_kit.sources.protocol import Chunk
+from kaggle_kit.machine import num_cores
+from kaggle_kit.pixels import Image
+from kaggle_kit.sources.fitting import fit_images
+from kaggle_kit.sources.protocol import Chunk, Shape, split_rows
 from kaggle_kit.tables import Text, check_unique
 from kaggle_kit.task import Images, Stored
 
 COLUMNS_AT_ONCE = 500
+# Pieces of a shard are allocated apart, so that one is freed as soon as its consumer lets go of it.
+ROWS_A_PIECE = 4096
+MAX_READERS = 4  # each holds a few hundred megabytes of a large shard's columns
 
 
 def find_shards(root: Path, pattern: str) -> list[Path]:
@@ -31,7 +40,7 @@ def find_shards(root: Path, pattern: str) -> list[Path]:
     """
     try:
         shards = sorted(root.glob(pattern), key=lambda path: (_shard_number(path.name, pattern), path.name))
-    except ValueError as error:
+    except (ValueError, NotImplementedError) as error:
         raise DataError(
             f"{pattern!r} is no file pattern ({error}); write it like 'train_image_data_*.parquet'"
         ) from None
@@ -53,117 +62,201 @@ def _shard_number(name: str, pattern: str) -> int:
 
 
 class WideParquetSource:
-    """Wide parquet shards as a `Source`; `chunks()` holds one row group of one shard at a time."""
+    """Wide parquet shards as a `Source`; `chunks()` holds one row group of one shard and a piece of the one before."""
 
-    def __init__(self, shards: Sequence[Path], *, images: Images, stored: Stored) -> None:
-        self._shards = list(shards)
+    def __init__(self, shards: Sequence[Path], *, images: Images, stored: Stored | None) -> None:
+        self._shards = [_Shard(path, images) for path in shards]
         self._images = images
         self._stored = stored
-        # Opened once: a footer of 32,332 columns takes 0.2 s to parse.
-        self._files = [_open(path) for path in self._shards]
-        self._lengths = [_check_shard(file, path, images) for file, path in zip(self._files, shards, strict=True)]
-        parts = [_read_ids(file, images.id) for file in self._files]
+        parts = [shard.read_ids() for shard in self._shards]
         self.ids: Text = np.concatenate(parts) if parts else np.zeros(0, np.str_)
-        self.shape: tuple[int, int, int] = (stored.height, stored.width, images.channels)
+        own = (images.height, images.width, images.channels)
+        self.shape: Shape = own if stored is None else (stored.height, stored.width, images.channels)
         check_unique(self.ids, self.describe())
-        self._cached: tuple[int, Image] | None = None
+        self._cached: tuple[range, list[Image]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __reduce__(self) -> tuple[Callable[[], WideParquetSource], tuple[()]]:
+        """Pickle as paths: another process opens the shards itself."""
+        paths = [shard.path for shard in self._shards]
+        return functools.partial(WideParquetSource, paths, images=self._images, stored=self._stored), ()
+
     def describe(self) -> str:
         """Return where the images lie, for messages."""
-        names = [path.name for path in self._shards]
-        return f"{self._shards[0].parent} ({some_of(names, 4)})"
+        return f"{self._shards[0].path.parent} ({some_of([shard.path.name for shard in self._shards], 4)})"
+
+    def files(self) -> list[Path]:
+        """Return the shards."""
+        return [shard.path for shard in self._shards]
+
+    def encoded_bytes(self) -> None:
+        """Return None: the shards hold bare pixels."""
+        return
+
+    def encoded(self, row: int) -> None:
+        """Return None: a shard holds bare pixels."""
+        return
+
+    def parts(self) -> list[range]:
+        """Return the rows of each row group: a row group cannot be read in part."""
+        return [rows for _, _, rows in self._groups() if len(rows)]
 
     def read(self, row: int) -> Image:
-        """Return image `row`; the shard it lies in stays in memory, so pack first to read at random."""
+        """Return image `row`; the row group it lies in stays in memory, so pack first to read at random."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        ends = np.cumsum(self._lengths)
-        shard = int(np.searchsorted(ends, row, side="right"))
-        if self._cached is None or self._cached[0] != shard:
+        if self._cached is None or row not in self._cached[0]:
             self._cached = None
-            pixels = _read_pixels(self._files[shard], self._shards[shard], self._images)
-            parts = [self._fitted(part) for part in pixels]
-            self._cached = (shard, np.concatenate(parts))
-        image: Image = self._cached[1][row - (int(ends[shard]) - self._lengths[shard])]
+            shard, group, rows = next(found for found in self._groups() if row in found[2])
+            self._cached = (rows, [self._fitted(piece) for piece in shard.read_group(group)])
+        rows, pieces = self._cached
+        piece, place = divmod(row - rows.start, ROWS_A_PIECE)
+        image: Image = pieces[piece][place]
         return image
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Yield all images in row order, a row group of a shard at a time."""
+    def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
+        """Yield images in row order, a few thousand at a time; a row group is read whole, then passed on in pieces."""
+        wanted = range(start, len(self) if stop is None else stop)
+        direct = into is not None and self.shape == (self._images.height, self._images.width, self._images.channels)
+        for shard, group, rows in self._groups():
+            if rows.stop <= wanted.start or rows.start >= wanted.stop:
+                continue
+            whole = direct and rows.start >= wanted.start and rows.stop <= wanted.stop
+            target = into[rows.start : rows.stop] if whole and into is not None else None
+            pieces = deque(shard.read_group(group, into=target))
+            at = rows.start
+            while pieces:
+                piece = pieces.popleft()
+                first, last = max(wanted.start - at, 0), min(wanted.stop - at, len(piece))
+                if first < last:
+                    yield self._chunk(at + first, piece[first:last], None if whole else into)
+                at += len(piece)
+
+    def _groups(self) -> Iterator[tuple[_Shard, int, range]]:
         start = 0
-        for file, path in zip(self._files, self._shards, strict=True):
-            for pixels in _read_pixels(file, path, self._images):
-                yield Chunk(ids=self.ids[start : start + len(pixels)], images=self._fitted(pixels))
-                start += len(pixels)
+        for shard in self._shards:
+            for group, num_rows in enumerate(shard.group_rows):
+                yield shard, group, range(start, start + num_rows)
+                start += num_rows
+
+    def _chunk(self, start: int, pixels: Image, into: Image | None) -> Chunk:
+        images = self._fitted(pixels)
+        stop = start + len(images)
+        if into is not None:
+            into[start:stop] = images
+            images = into[start:stop]
+        sizes = np.tile(np.array([self._images.height, self._images.width], np.int32), (len(images), 1))
+        return Chunk(start=start, ids=self.ids[start:stop], images=images, sizes=sizes)
 
     def _fitted(self, pixels: Image) -> Image:
         images = pixels.reshape(len(pixels), self._images.height, self._images.width, self._images.channels)
-        if images.shape[1:] == self.shape:
-            return images
-        out = np.empty((len(images), *self.shape), np.uint8)
-        for row, image in enumerate(images):
-            out[row] = to_stored(image, self._stored)
-        return out
+        return fit_images(images, self._stored)
 
 
-def _open(path: Path) -> Any:
+class _Shard:
+    """One parquet file, opened and checked once: a footer of 32,332 columns takes 0.2 s to parse."""
+
+    def __init__(self, path: Path, images: Images) -> None:
+        self.path = path
+        self._id_column = images.id
+        self._num_pixels = images.height * images.width * images.channels
+        self._file = _open(path)
+        names = self._file.schema_arrow.names
+        self._columns = _pixel_columns(names, path, images)
+        self._id_place = names.index(images.id)
+        metadata = self._file.metadata
+        self.group_rows = [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+
+    def read_ids(self) -> Text:
+        import pyarrow as pa
+
+        try:
+            column = self._file.reader.read_all(column_indices=[self._id_place]).column(0)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path, error) from None
+        if column.null_count:
+            name = self._id_column
+            raise DataError(f"{self.path} column {name!r} lacks {column.null_count:,} ids; download it again")
+        return np.array([str(value) for value in column.to_pylist()], dtype=np.str_)
+
+    def read_group(self, group: int, *, into: Image | None = None) -> list[Image]:
+        """Return a row group's pixels as arrays of (n, pixels), or as views of `into` where it is given."""
+        num_rows = self.group_rows[group]
+        if into is None:
+            pieces = [np.empty((len(r), self._num_pixels), np.uint8) for r in split_rows(0, num_rows, ROWS_A_PIECE)]
+        else:
+            flat = into.reshape(num_rows, self._num_pixels)
+            pieces = [flat[r.start : r.stop] for r in split_rows(0, num_rows, ROWS_A_PIECE)]
+        starts = range(0, self._num_pixels, COLUMNS_AT_ONCE) if num_rows else range(0)
+        num_readers = max(1, min(MAX_READERS, num_cores(), len(starts)))
+        with ThreadPoolExecutor(num_readers) as pool:
+            jobs = [pool.submit(self._read_columns, group, lane, num_readers, pieces) for lane in range(num_readers)]
+            for job in jobs:
+                job.result()
+        return pieces
+
+    def _read_columns(self, group: int, lane: int, num_lanes: int, pieces: list[Image]) -> None:
+        """Fill every `num_lanes`-th block of columns, through a reader of its own: one reader serves one thread."""
+        import cv2
+        import pyarrow as pa
+
+        reader = self._file.reader if lane == 0 else _open(self.path, self._file.metadata).reader
+        for start in range(lane * COLUMNS_AT_ONCE, self._num_pixels, num_lanes * COLUMNS_AT_ONCE):
+            columns = self._columns[start : start + COLUMNS_AT_ONCE]
+            try:
+                table = reader.read_row_group(group, column_indices=columns, use_threads=True)
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(self.path, error) from None
+            if len(table) != self.group_rows[group]:
+                raise DataError(f"{self.path} is damaged ({len(table):,} values in a column); download it again")
+            block = _as_block(table, self.path)  # (columns, rows)
+            at = 0
+            for piece in pieces:
+                piece[:, start : start + len(columns)] = cv2.transpose(block[:, at : at + len(piece)])
+                at += len(piece)
+
+
+def _open(path: Path, metadata: Any = None) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, metadata=metadata)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a whole parquet file ({_first_line(error)}); download it again") from None
+        raise DataError(f"{path} is not a whole parquet file ({first_line(error)}); download it again") from None
 
 
-def _check_shard(file: Any, path: Path, images: Images) -> int:
-    """Return the number of rows, after checking that every pixel column is there."""
-    names = set(file.schema_arrow.names)
-    if images.id not in names:
+def _pixel_columns(names: list[str], path: Path, images: Images) -> list[int]:
+    """Return where columns "0", "1", ... are, after checking that there are just as many as pixels."""
+    places = {name: place for place, name in enumerate(names)}
+    if images.id not in places:
         raise DataError(f"{path} has no column {images.id!r}; set the task's `images.id` to one of its columns")
     wanted = images.height * images.width * images.channels
-    missing = [str(i) for i in range(wanted) if str(i) not in names]
+    missing = [str(i) for i in range(wanted) if str(i) not in places]
     if missing:
         raise DataError(
             f"{path} lacks pixel column(s) {some_of(missing)}; {images.height} x {images.width} x {images.channels} "
             f"needs '0' to '{wanted - 1}'; download it again or mend the task's `images`"
         )
-    if str(wanted) in names:
+    if str(wanted) in places:
         pixels = sum(name.isdigit() for name in names)
         raise DataError(
             f"{path} has {pixels:,} pixel columns; {images.height} x {images.width} x {images.channels} are "
             f"{wanted:,}; mend the task's `images.height` and `images.width`"
         )
-    return int(file.metadata.num_rows)
+    return [places[str(i)] for i in range(wanted)]
 
 
-def _read_ids(file: Any, column: str) -> Text:
-    table = file.read(columns=[column])
-    return np.array([str(value) for value in table.column(0).to_pylist()], dtype=np.str_)
-
-
-def _read_pixels(file: Any, path: Path, images: Images) -> Iterator[Image]:
-    """Yield (n, pixels) uint8 for each row group that has rows."""
-    import cv2
+def _as_block(table: Any, path: Path) -> npt.NDArray[np.uint8]:
+    """Return (columns, rows) uint8."""
     import pyarrow as pa
 
-    num_pixels = images.height * images.width * images.channels
-    for group in range(file.num_row_groups):
-        num_rows = file.metadata.row_group(group).num_rows
-        if num_rows == 0:
-            continue
-        out = np.empty((num_rows, num_pixels), np.uint8)
-        for start in range(0, num_pixels, COLUMNS_AT_ONCE):
-            names = [str(i) for i in range(start, min(start + COLUMNS_AT_ONCE, num_pixels))]
-            try:
-                table = file.read_row_group(group, columns=names)
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{path} is damaged ({_first_line(error)}); download it again") from None
-            block = np.stack([_pixel_column(path, name, table.column(name)) for name in names])
-            out[:, start : start + len(names)] = cv2.transpose(block)
-        yield out
+    if all(kind == pa.uint8() for kind in table.schema.types) and not any(c.null_count for c in table.columns):
+        (batch,) = table.combine_chunks().to_batches()
+        return np.asarray(batch.to_tensor(row_major=False).to_numpy().T)
+    return np.stack([_pixel_column(path, name, table.column(name)) for name in table.column_names])
 
 
 def _pixel_column(path: Path, name: str, column: Any) -> npt.NDArray[np.uint8]:
@@ -172,12 +265,18 @@ def _pixel_column(path: Path, name: str, column: Any) -> npt.NDArray[np.uint8]:
         return values
     if values.dtype.kind not in "iuf":
         raise DataError(f"{path} column {name!r} is {column.type}; expected integers 0 to 255")
-    whole = values.astype(np.uint8, casting="unsafe") if np.isfinite(values).all() else np.zeros(0, np.uint8)
-    if len(whole) != len(values) or (whole != values).any():
-        shown = values[0] if len(whole) != len(values) else values[whole != values][0]
-        raise DataError(f"{path} column {name!r} holds {shown}; expected integers 0 to 255")
+    whole = np.zeros(len(values), np.uint8)
+    sound = np.isfinite(values) & (values >= 0) & (values <= 255)
+    whole[sound] = values[sound].astype(np.uint8)
+    if not sound.all() or (whole != values).any():
+        raise DataError(f"{path} column {name!r} holds {values[whole != values][0]}; expected integers 0 to 255")
     return whole
 
 
-def _first_line(error: Exception) -> str:
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is damaged ({first_line(error)}); download it again")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, cut to 120 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

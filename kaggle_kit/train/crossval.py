@@ -16,10 +16,11 @@ from kaggle_kit.files import check_replaceable
 from kaggle_kit.folds import Folds, labels_hash
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.metrics import score_classes
+from kaggle_kit.packing.competition import pack_train, tagged_of
 from kaggle_kit.predictions import concatenate
 from kaggle_kit.progress import say
-from kaggle_kit.runs import FoldSummary, Run, default_store, pack_train, source_key, write_run
-from kaggle_kit.sources import PackedSource, find_packed, resolve_stored
+from kaggle_kit.runs import FoldSummary, Run, write_run
+from kaggle_kit.sources import PackedSource, resolve_stored
 from kaggle_kit.tables import rows_of
 from kaggle_kit.task import Task
 from kaggle_kit.train.config import TrainConfig
@@ -37,6 +38,7 @@ def train_run(
     folds: Folds,
     out: Path,
     packed: Path | None = None,
+    beside: Path | None = None,
     only: int | None = None,
     overwrite: bool = False,
 ) -> Run:
@@ -48,7 +50,8 @@ def train_run(
         data: Its data folder.
         folds: Who validates what.
         out: The run's folder; must not hold a run yet.
-        packed: The packed store to read from or to make; None: beside `out`.
+        packed: The packed store to read from or to make; None: in or below `beside`.
+        beside: None: beside `out`.
         only: Train this fold alone.
         overwrite: Replace a run that is there.
 
@@ -63,16 +66,14 @@ def train_run(
     task = resolve_stored(task, data)
     labels = read_labels(task, data)
     _check_same_labels(folds, labels)
-    store = packed or default_store(task, data, out.parent)
-    if packed is not None:
-        _check_same_images(task, data, packed)
-    source = pack_train(task, data, store)
+    source = pack_train(task, data, packed, beside=beside or out.parent, replace=False)
     labels, folds = _usable_rows(labels, folds, source)
+    added = _added_labels(task, source)
     _start_run(out)
     folds.save(out / "folds.parquet")
     wanted = range(folds.num_folds) if only is None else [only]
-    aligned = _labels_by_row(labels, source)
-    rows = rows_of(labels.ids, source.ids)
+    aligned = _labels_by_row(labels, added, source)
+    rows, added_rows = rows_of(labels.ids, source.ids), rows_of(added.ids, source.ids)
     results = {}
     for fold in wanted:
         with _explained_out_of_memory(fold, config):
@@ -81,7 +82,7 @@ def train_run(
                 config,
                 source=source,
                 labels=aligned,
-                train_rows=rows[folds.fold != fold],
+                train_rows=np.concatenate([rows[folds.fold != fold], added_rows]),
                 valid_rows=rows[folds.fold == fold],
                 fold=fold,
                 folder=out / f"fold{fold}",
@@ -93,7 +94,7 @@ def train_run(
         task=task,
         config=config,
         data=data,
-        packed=store,
+        packed=source.folder,
         packed_key=source.key,
         score=score_classes(task, labels.align(oof.ids).classes, oof.decide()),
         folds={f: FoldSummary(epoch=r.epoch, score=r.score, seconds=r.seconds) for f, r in results.items()},
@@ -146,15 +147,6 @@ def _check_same_labels(folds: Folds, labels: Labels) -> None:
         )
 
 
-def _check_same_images(task: Task, data: Path, packed: Path) -> None:
-    """Refuse a store somebody named that holds other images, instead of replacing it: other runs may need it."""
-    if (packed / "pack.json").is_file() and find_packed(packed, source_key(task, data)) is None:
-        raise DataError(
-            f"{packed} holds images of {PackedSource(packed).shape} packed from other files or at another size than "
-            f"{task.stored_size}; leave `packed` out, name another folder, or pack again with `kaggle-kit pack`"
-        )
-
-
 def _usable_rows(labels: Labels, folds: Folds, source: PackedSource) -> tuple[Labels, Folds]:
     """Leave out images that could not be read, aloud; align folds with labels."""
     folds = folds.align(labels.ids)
@@ -167,10 +159,29 @@ def _usable_rows(labels: Labels, folds: Folds, source: PackedSource) -> tuple[La
     return kept, folds.align(kept.ids)
 
 
-def _labels_by_row(labels: Labels, source: PackedSource) -> Labels:
+def _added_labels(task: Task, source: PackedSource) -> Labels:
+    """Return the labels of images that were packed under a tag: they train every fold and validate none."""
+    parts = []
+    for tagged in tagged_of(source.folder):
+        if tagged.task.heads != task.heads:
+            raise DataError(
+                f"images tagged {tagged.tag!r} have heads {list(tagged.task.heads)} or other classes, expected those "
+                f"of {task.name!r}: {list(task.heads)}; give both tasks the same `heads`, and pack again"
+            )
+        labels = tagged.labels()
+        parts.append(labels.take(np.flatnonzero(~np.isin(labels.ids, list(source.broken)))))
+        say(f"{len(parts[-1]):,} images tagged {tagged.tag!r} train every fold; none is validated on them")
+    return Labels(
+        ids=np.concatenate([np.zeros(0, np.str_), *(part.ids for part in parts)]),
+        classes={h: np.concatenate([np.zeros(0, np.int64), *(p.classes[h] for p in parts)]) for h in task.heads},
+    )
+
+
+def _labels_by_row(labels: Labels, added: Labels, source: PackedSource) -> Labels:
     """Return labels in the source's row order; rows without a label get class 0 and are never trained on."""
-    rows = rows_of(source.ids, labels.ids)
+    rows = rows_of(source.ids, np.concatenate([labels.ids, added.ids]))
+    both = {head: np.concatenate([classes, added.classes[head]]) for head, classes in labels.classes.items()}
     return Labels(
         ids=source.ids,
-        classes={head: np.where(rows < 0, 0, classes[np.maximum(rows, 0)]) for head, classes in labels.classes.items()},
+        classes={head: np.where(rows < 0, 0, classes[np.maximum(rows, 0)]) for head, classes in both.items()},
     )

@@ -1,0 +1,226 @@
+"""Write one part of a packed store, and join the parts' records to its index."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kaggle_kit.files import replacing
+from kaggle_kit.machine import num_cores
+from kaggle_kit.packing.keys import SourceKey
+from kaggle_kit.pixels import Image, encode_png
+from kaggle_kit.settings import plain
+from kaggle_kit.sources import Chunk, Source, fixed_shape
+from kaggle_kit.sources.packed import FORMAT, HASH_BYTES, META, Hashes, digest_of, hash_images, part_file
+from kaggle_kit.sources.protocol import Sizes, split_rows
+from kaggle_kit.task import Stored
+
+Counts = npt.NDArray[np.int64]
+Places = npt.NDArray[np.int64]
+ROWS_A_JOB = 256
+# OpenCV counts in float32, which is exact up to 2**24.
+COUNTED_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """What a store says of itself beside its images.
+
+    Attributes:
+        kind: Pixels, or the images' own files.
+        key: What the images are known by.
+        stored: How an encoded store's images are brought to the source's shape; None: they have it.
+        notes: JSON-ready values to keep.
+    """
+
+    kind: Literal["raw", "encoded"]
+    key: SourceKey
+    stored: Stored | None
+    notes: Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """What is known of a written part; see `kaggle_kit.sources.packed` for shapes.
+
+    Attributes:
+        counts: (C, 256), how often each value occurs in each channel of unbroken images.
+    """
+
+    hashes: Hashes
+    sizes: Sizes
+    places: Places
+    counts: Counts
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        arrays = {name: getattr(self, name) for name in ("hashes", "sizes", "places", "counts")}
+        with replacing(path) as temporary:
+            np.savez(temporary, broken=np.array(json.dumps(self.broken)), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> PartRecord:
+        """Read what `save` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            broken = json.loads(str(arrays["broken"]))
+            return cls(broken=broken, **{n: arrays[n] for n in ("hashes", "sizes", "places", "counts")})
+
+
+def write_part(
+    source: Source, work: Path, rows: range, *, raw: bool, advance: Callable[[int], object] | None = None
+) -> None:
+    """Write the images of these rows, and then the record that they are written.
+
+    Args:
+        source: The images.
+        work: The folder the store is made in; a raw store's `images.npy` is there already.
+        rows: The part.
+        raw: Pixels, not the images' own files.
+        advance: Called with the number of images after each chunk.
+    """
+    into = np.lib.format.open_memmap(work / "images.npy", mode="r+") if raw else None
+    records = []
+    with part_file(work, rows).open("wb") as file:
+        for chunk in source.chunks(start=rows.start, stop=rows.stop, into=into):
+            records.append(_look_at(chunk, np.zeros((0, 3), np.int64) if raw else _append(source, chunk, file)))
+            if advance is not None:
+                advance(len(chunk.ids))
+    if raw:
+        part_file(work, rows).unlink()
+    _joined(records, fixed_shape(source)[2]).save(_record_path(work, rows))
+
+
+def part_is_done(work: Path, rows: range, *, raw: bool) -> bool:
+    """Return whether a killed packing wrote this part, and all of it reached the file."""
+    path = _record_path(work, rows)
+    if not path.is_file():
+        return False
+    record = PartRecord.load(path)
+    if raw:
+        images = np.load(work / "images.npy", mmap_mode="r")
+        found = [hash_images(images[part.start : part.stop]) for part in split_rows(rows.start, rows.stop, ROWS_A_JOB)]
+        return bool((np.concatenate(found) == record.hashes).all())
+    data = part_file(work, rows).read_bytes() if part_file(work, rows).is_file() else b""
+    return all(zlib.crc32(data[at : at + size]) == crc for at, size, crc in record.places.tolist())
+
+
+def assemble_store(source: Source, work: Path, spec: StoreSpec) -> None:
+    """Join the records of all parts to the index and the description of a store, and delete them.
+
+    Args:
+        source: The images.
+        work: The folder with all parts.
+        spec: What else the store says of itself.
+    """
+    parts = source.parts()
+    record = _joined([PartRecord.load(_record_path(work, rows)) for rows in parts], fixed_shape(source)[2])
+    index = {"ids.npy": source.ids, "sizes.npy": record.sizes, "hashes.npy": record.hashes}
+    if spec.kind == "encoded":
+        index["places.npy"] = record.places
+    for name, array in index.items():
+        np.save(work / name, array)
+    mean, std = _mean_and_std(record.counts)
+    bare = source.encoded_bytes() is None
+    tags = getattr(source, "tags", {"": range(len(source))})
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": spec.kind,
+        "shape": list(fixed_shape(source)),
+        "stored": None if bare or spec.stored is None else plain(spec.stored),
+        "key": spec.key.as_plain(),
+        "mean": mean,
+        "std": std,
+        "tags": {tag: [rows.start, rows.stop] for tag, rows in tags.items()},
+        "parts": [[rows.start, rows.stop] for rows in parts] if spec.kind == "encoded" else [],
+        "broken": record.broken,
+        "notes": dict(spec.notes),
+        "digests": {name: hashlib.sha256((work / name).read_bytes()).hexdigest() for name in index},
+    }
+    meta["digest"] = digest_of(meta)
+    (work / META).write_text(json.dumps(meta, indent=1, ensure_ascii=False), encoding="utf-8")
+    for path in [*(_record_path(work, rows) for rows in parts), work / "plan.json"]:
+        path.unlink()
+
+
+def _record_path(work: Path, rows: range) -> Path:
+    return work / f"part-{rows.start:09d}.npz"
+
+
+def _look_at(chunk: Chunk, places: Places) -> PartRecord:
+    """Hash a chunk's images and count their values, on all cores."""
+    sound = np.array([name not in chunk.broken for name in chunk.ids.tolist()], bool)
+
+    def look(rows: range) -> tuple[Hashes, Counts]:
+        images = chunk.images[rows.start : rows.stop]
+        return hash_images(images), _count_values(images[sound[rows.start : rows.stop]] if chunk.broken else images)
+
+    with ThreadPoolExecutor(num_cores()) as pool:
+        looks = list(pool.map(look, split_rows(0, len(chunk.ids), ROWS_A_JOB)))
+    return PartRecord(
+        hashes=np.concatenate([hashes for hashes, _ in looks]),
+        sizes=chunk.sizes,
+        places=places,
+        counts=np.sum([counts for _, counts in looks], axis=0),
+        broken=chunk.broken,
+    )
+
+
+def _count_values(images: Image) -> Counts:
+    """Return (C, 256) counts of each channel's values."""
+    import cv2
+
+    channels = images.shape[3]
+    pixels = images.reshape(-1, 1, channels)
+    counts = np.zeros((channels, 256), np.int64)
+    for rows in split_rows(0, len(pixels), COUNTED_AT_ONCE):
+        block = pixels[rows.start : rows.stop]
+        for channel in range(channels):
+            counts[channel] += cv2.calcHist([block], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+    return counts
+
+
+def _mean_and_std(counts: Counts) -> tuple[list[float], list[float]]:
+    """Return each channel's mean and standard deviation, 0 to 1; zeros where there are no pixels."""
+    values = np.arange(256) / 255
+    total = np.maximum(counts.sum(axis=1), 1)
+    mean = (counts * values).sum(axis=1) / total
+    variance = (counts * values**2).sum(axis=1) / total - mean**2
+    return mean.round(6).tolist(), np.sqrt(np.maximum(variance, 0)).round(6).tolist()
+
+
+def _append(source: Source, chunk: Chunk, file: BinaryIO) -> Places:
+    """Append the images' own files, or PNGs of bare pixels; return (n, 3) offsets, sizes and CRCs."""
+    return np.array([_append_one(data, file) for data in _encoded(source, chunk)], np.int64)
+
+
+def _append_one(data: bytes | memoryview, file: BinaryIO) -> tuple[int, int, int]:
+    offset = file.tell()
+    file.write(data)
+    return offset, len(data), zlib.crc32(data)
+
+
+def _encoded(source: Source, chunk: Chunk) -> Iterator[bytes | memoryview]:
+    for place, name in enumerate(chunk.ids.tolist()):
+        data = b"" if name in chunk.broken else source.encoded(chunk.start + place)
+        yield encode_png(chunk.images[place]) if data is None else data
+
+
+def _joined(records: list[PartRecord], channels: int) -> PartRecord:
+    broken = {name: reason for record in records for name, reason in record.broken.items()}
+    return PartRecord(
+        hashes=np.concatenate([np.zeros((0, HASH_BYTES), np.uint8), *(record.hashes for record in records)]),
+        sizes=np.concatenate([np.zeros((0, 2), np.int32), *(record.sizes for record in records)]),
+        places=np.concatenate([np.zeros((0, 3), np.int64), *(record.places for record in records)]),
+        counts=np.sum([np.zeros((channels, 256), np.int64), *(record.counts for record in records)], axis=0),
+        broken=broken,
+    )

@@ -1,0 +1,177 @@
+"""Encoded images (JPEG, PNG, ...) by row, wherever their bytes lie: decoded by all cores, some images ahead."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from kaggle_kit.errors import ImageError
+from kaggle_kit.machine import num_cores
+from kaggle_kit.pixels import Image, read_stored
+from kaggle_kit.sources.protocol import Chunk, OnBroken, Shape, split_rows
+from kaggle_kit.tables import Text, check_unique
+from kaggle_kit.task import Stored
+
+IMAGES_AT_ONCE = 256
+IMAGES_A_JOB = 8
+ROWS_A_PART = 2048
+MAX_FILE_BYTES = 1 << 30
+
+
+class Blobs(Protocol):
+    """The encoded bytes of images by row; pickles as paths, so that another process opens them itself."""
+
+    def read(self, row: int) -> bytes | memoryview:
+        """Return the encoded bytes of image `row`; called by several threads.
+
+        Raises:
+            ImageError: When these bytes cannot be had.
+        """
+        ...
+
+    def name(self, row: int) -> str:
+        """Return where image `row` lies, for messages."""
+        ...
+
+    def files(self) -> list[Path]:
+        """Return the files read from."""
+        ...
+
+    def describe(self) -> str:
+        """Return where the images lie, for messages."""
+        ...
+
+
+class _Decoded(NamedTuple):
+    images: list[Image]
+    sizes: list[tuple[int, int]]
+    broken: dict[str, str]
+
+
+class EncodedSource:
+    """Encoded images as a `Source`."""
+
+    def __init__(
+        self, blobs: Blobs, *, ids: Text, channels: int, stored: Stored | None, on_broken: OnBroken = "error"
+    ) -> None:
+        check_unique(ids, blobs.describe())
+        self.ids = ids
+        self.blobs = blobs
+        self.shape: Shape | Literal["varies"] = (stored.height, stored.width, channels) if stored else "varies"
+        self._channels = channels
+        self._stored = stored
+        self._on_broken = on_broken
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __reduce__(self) -> tuple[Callable[[], EncodedSource], tuple[()]]:
+        """Pickle by what it was made of: another process opens the files itself."""
+        return functools.partial(
+            EncodedSource,
+            self.blobs,
+            ids=self.ids,
+            channels=self._channels,
+            stored=self._stored,
+            on_broken=self._on_broken,
+        ), ()
+
+    def describe(self) -> str:
+        """Return where the images lie, for messages."""
+        return self.blobs.describe()
+
+    def files(self) -> list[Path]:
+        """Return the files that the images are read from."""
+        return self.blobs.files()
+
+    def encoded_bytes(self) -> int:
+        """Return how many bytes the files take."""
+        return sum(path.stat().st_size for path in self.files())
+
+    def encoded(self, row: int) -> bytes | memoryview:
+        """Return the encoded bytes of image `row`.
+
+        Raises:
+            ImageError: Naming the image and where it lies, when they cannot be had.
+        """
+        try:
+            return self.blobs.read(row)
+        except ImageError as error:
+            raise self._named(row, error) from None
+
+    def parts(self) -> list[range]:
+        """Return ranges of 2,048 rows."""
+        return split_rows(0, len(self), ROWS_A_PART)
+
+    def read(self, row: int) -> Image:
+        """Return image `row`.
+
+        Raises:
+            ImageError: Naming the image and where it lies, when it cannot be decoded.
+        """
+        return self.read_with_size(row)[0]
+
+    def read_with_size(self, row: int) -> tuple[Image, tuple[int, int]]:
+        """Return image `row`, and its height and width before it was brought to the stored size."""
+        try:
+            return read_stored(self.blobs.read(row), channels=self._channels, stored=self._stored)
+        except ImageError as error:
+            raise self._named(row, error) from None
+
+    def _named(self, row: int, error: ImageError) -> ImageError:
+        return ImageError(f"image {str(self.ids[row])!r}, {self.blobs.name(row)}: {error}")
+
+    def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
+        """Yield images in row order, 256 at a time, while as many are decoded ahead by as many threads as cores."""
+        groups = split_rows(start, len(self) if stop is None else stop, IMAGES_AT_ONCE)
+        pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="decode")
+        try:
+            ahead = self._submit(pool, groups[0]) if groups else []
+            for rows, following in zip(groups, [*groups[1:], range(0)], strict=True):
+                jobs, ahead = ahead, self._submit(pool, following)
+                decoded = [job.result() for job in jobs]
+                yield from self._as_chunks(rows, decoded, into)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _submit(self, pool: ThreadPoolExecutor, rows: range) -> list[Future[_Decoded]]:
+        return [pool.submit(self._decode, part) for part in split_rows(rows.start, rows.stop, IMAGES_A_JOB)]
+
+    def _decode(self, rows: range) -> _Decoded:
+        decoded = _Decoded([], [], {})
+        for row in rows:
+            try:
+                image, size = self.read_with_size(row)
+            except ImageError as error:
+                if self._on_broken == "error":
+                    raise
+                decoded.broken[str(self.ids[row])] = str(error)
+                shape = (1, 1, self._channels) if self.shape == "varies" else self.shape
+                image, size = np.zeros(shape, np.uint8), (0, 0)
+            decoded.images.append(image)
+            decoded.sizes.append(size)
+        return decoded
+
+    def _as_chunks(self, rows: range, decoded: list[_Decoded], into: Image | None) -> Iterator[Chunk]:
+        images = [image for part in decoded for image in part.images]
+        sizes = np.array([size for part in decoded for size in part.sizes], np.int32).reshape(-1, 2)
+        broken = {name: reason for part in decoded for name, reason in part.broken.items()}
+        for first, last in _runs_of_one_shape(images):
+            start, stop = rows.start + first, rows.start + last
+            block = np.stack(images[first:last], out=None if into is None else into[start:stop])
+            ids = self.ids[start:stop]
+            named = {name: broken[name] for name in ids.tolist() if name in broken}
+            yield Chunk(start=start, ids=ids, images=block, sizes=sizes[first:last], broken=named)
+
+
+def _runs_of_one_shape(images: list[Image]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for at in range(1, len(images) + 1):
+        if at == len(images) or images[at].shape != images[start].shape:
+            yield start, at
+            start = at
