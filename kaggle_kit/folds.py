@@ -230,7 +230,9 @@ def _grouped(labels: Labels, same: Ints, num_folds: int, seed: int) -> Ints:
     groups = _merged(labels.groups, same)
     num_groups = len(np.unique(groups))
     if num_groups < num_folds:
-        raise DataError(f"{num_folds} folds of {num_groups} groups leave some empty; ask for {num_groups} or fewer")
+        repair = f"ask for {num_groups} or fewer" if num_groups > 1 else "use scheme 'stratified'"
+        merged = "" if num_groups == len(np.unique(labels.groups)) else " (those that share equal images count as one)"
+        raise DataError(f"{num_folds} folds of {num_groups} groups{merged} leave some empty; {repair}")
     fold = np.empty(len(labels), np.int64)
     splitter = GroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
     for number, (_, inside) in enumerate(splitter.split(np.zeros(len(labels)), groups=groups)):

@@ -19,7 +19,7 @@ from kaggle_kit.files import replacing
 from kaggle_kit.predictions import Probs
 from kaggle_kit.runtime.backends import INPUT, OnnxSession
 from kaggle_kit.runtime.bundle import Parity
-from kaggle_kit.sources import Source
+from kaggle_kit.sources import PackedSource
 from kaggle_kit.train.loop import predict_rows
 from kaggle_kit.train.model import Network
 
@@ -82,7 +82,9 @@ def export_onnx(network: Network, path: Path, *, shape: tuple[int, int, int]) ->
         temporary.write_bytes(model.SerializeToString())
 
 
-def measure_parity(network: Network, path: Path, source: Source, rows: npt.NDArray[np.int64]) -> tuple[Parity, Probs]:
+def measure_parity(
+    network: Network, path: Path, source: PackedSource, rows: npt.NDArray[np.int64]
+) -> tuple[Parity, Probs]:
     """Compare an exported member with its torch network, in fp32, on real images.
 
     Returns:
@@ -93,8 +95,7 @@ def measure_parity(network: Network, path: Path, source: Source, rows: npt.NDArr
     """
     session = OnnxSession(path, device="cpu")
     parts = [
-        session.run(np.stack([source.read(int(row)) for row in rows[start : start + ROWS_AT_ONCE]]))
-        for start in range(0, len(rows), ROWS_AT_ONCE)
+        session.run(source.take(rows[start : start + ROWS_AT_ONCE])) for start in range(0, len(rows), ROWS_AT_ONCE)
     ]
     exported = {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
     expected = predict_rows(network, source, rows)

@@ -24,7 +24,7 @@ import numpy as np
 
 from kaggle_kit.errors import DataError, KitError
 from kaggle_kit.files import check_replaceable, put_folder
-from kaggle_kit.machine import num_cores
+from kaggle_kit.machine import num_cores, share_cores
 from kaggle_kit.packing.keys import SourceKey
 from kaggle_kit.packing.parts import StoreSpec, assemble_store, part_is_done, write_part
 from kaggle_kit.progress import say
@@ -203,7 +203,7 @@ def _write_parts(
             write_part(source, work, part, raw=plan.kind == "raw", advance=advance)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _share_cores, (workers,)) as pool:
+    with ProcessPoolExecutor(workers, context, share_cores, (workers,)) as pool:
         jobs = {pool.submit(write_part, source, work, part, raw=plan.kind == "raw"): part for part in left}
         try:
             for job in as_completed(jobs):
@@ -218,14 +218,6 @@ def _default_workers(source: Source, left: list[range]) -> int:
     if source.encoded_bytes() is None:
         return 0
     return min(num_cores() // CORES_A_PROCESS, len(left))
-
-
-def _share_cores(num_processes: int) -> None:
-    """Keep a worker to its share of the cores, so that its threads do not fight with the other workers'."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        place = (multiprocessing.current_process()._identity or (1,))[0] - 1
-        os.sched_setaffinity(0, cores[place % num_processes :: num_processes] or cores)
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:

@@ -14,6 +14,8 @@ from kaggle_kit.progress import progress_bar
 from kaggle_kit.settings import plain
 from kaggle_kit.sources import Source
 
+BLOCK_BYTES = 16 << 20
+
 
 class SourceKey:
     """What a source's images and their storing are known by.
@@ -29,9 +31,10 @@ class SourceKey:
             source: The images.
             settings: All else that decides about the pixels: how they are read and stored.
         """
-        self._files = source.files()
-        found = [(path.name, status.st_size, status.st_mtime_ns) for path in self._files for status in [path.stat()]]
-        self.num_bytes = sum(size for _, size, _ in found)
+        states = {path: path.stat() for path in source.files()}
+        self._files = {path: state.st_size for path, state in states.items()}
+        self.num_bytes = sum(self._files.values())
+        found = [(path.name, state.st_size, state.st_mtime_ns) for path, state in states.items()]
         self.stats = _digest(json.dumps(found))
         shown = source.shape if isinstance(source.shape, str) else list(source.shape)
         self.settings = _digest(json.dumps([plain(settings), shown, source.ids.tolist()]))
@@ -39,11 +42,12 @@ class SourceKey:
     @cached_property
     def content(self) -> str:
         """16 hexadecimal digits of all files' contents; reads them all."""
+        blocks = [(path, at) for path, size in self._files.items() for at in range(0, max(size, 1), BLOCK_BYTES)]
         digests = []
         with ThreadPoolExecutor(num_cores()) as pool, progress_bar(self.num_bytes, "hashing", unit="B") as bar:
-            for path, digest in zip(self._files, pool.map(_hash_file, self._files), strict=True):
+            for digest, num_bytes in pool.map(_hash_block, blocks):
                 digests.append(digest)
-                bar.update(path.stat().st_size)
+                bar.update(num_bytes)
         return _digest("".join(digests))
 
     @property
@@ -66,6 +70,10 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _hash_file(path: Path) -> str:
+def _hash_block(block: tuple[Path, int]) -> tuple[str, int]:
+    """Return the digest of a part of a file, so that all cores can hash one large file, and how long it is."""
+    path, at = block
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(at)
+        data = file.read(BLOCK_BYTES)
+    return hashlib.sha256(data).hexdigest(), len(data)

@@ -179,11 +179,11 @@ def _count_values(images: Image) -> Counts:
     """Return (C, 256) counts of each channel's values."""
     import cv2
 
-    channels = images.shape[3]
-    pixels = images.reshape(-1, 1, channels)
+    width, channels = images.shape[2:]
+    lines = images.reshape(-1, width, channels)
     counts = np.zeros((channels, 256), np.int64)
-    for rows in split_rows(0, len(pixels), COUNTED_AT_ONCE):
-        block = pixels[rows.start : rows.stop]
+    for rows in split_rows(0, len(lines), COUNTED_AT_ONCE // width):
+        block = lines[rows.start : rows.stop]
         for channel in range(channels):
             counts[channel] += cv2.calcHist([block], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
     return counts

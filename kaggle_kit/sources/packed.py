@@ -30,6 +30,7 @@ from kaggle_kit.errors import DataError, ImageError, KitError, some_of
 from kaggle_kit.machine import num_cores
 from kaggle_kit.pixels import Image
 from kaggle_kit.settings import build
+from kaggle_kit.sources.arrays import map_npy
 from kaggle_kit.sources.encoded import EncodedSource
 from kaggle_kit.sources.protocol import Chunk, Shape, Sizes, split_rows
 from kaggle_kit.tables import Text
@@ -86,7 +87,7 @@ class PackedSource:
         self.sizes: Sizes = load["sizes.npy"]
         self.hashes: Hashes = load["hashes.npy"]
         if self.kind == "raw":
-            self._images: Image = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+            self._images: Image = map_npy(folder / "images.npy")
             found = (self._images.dtype, self._images.shape, self._images.flags.c_contiguous)
             if found != (np.uint8, (len(self.ids), *self.shape), True):
                 raise ValueError(f"images.npy holds {found[0]} {found[1]}")
@@ -110,9 +111,14 @@ class PackedSource:
         """Return the file that changes whenever anything in the store does."""
         return [self.folder / META]
 
+    @property
+    def num_bytes(self) -> int:
+        """What the images take on the disk."""
+        return self._images.nbytes if self.kind == "raw" else self._encoded.encoded_bytes()
+
     def encoded_bytes(self) -> int | None:
         """Return how many bytes the encoded images take, or None where the store is raw."""
-        return None if self.kind == "raw" else sum(path.stat().st_size for path in self.folder.glob("images-*.bin"))
+        return None if self.kind == "raw" else self.num_bytes
 
     def encoded(self, row: int) -> bytes | memoryview | None:
         """Return the encoded bytes of image `row`, or None where the store is raw or the image broken."""
@@ -221,8 +227,7 @@ class _PackedBlobs:
         self._places = places
         self._parts = parts
         self._starts = np.array([part.start for part in parts], np.int64)
-        files = [np.memmap(part_file(folder, part), np.uint8, "r") for part in parts]
-        self._files: list[npt.NDArray[np.uint8]] = [np.asarray(file) for file in files]
+        self._files = [_map_bytes(part_file(folder, part)) for part in parts]
 
     def read(self, row: int) -> memoryview:
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -241,6 +246,12 @@ class _PackedBlobs:
 
     def describe(self) -> str:
         return str(self._folder)
+
+
+def _map_bytes(path: Path) -> npt.NDArray[np.uint8]:
+    if not path.stat().st_size:  # all images of a part are broken; no system maps an empty file
+        return np.zeros(0, np.uint8)
+    return np.asarray(np.memmap(path, np.uint8, "r"))
 
 
 def part_file(folder: Path, rows: range) -> Path:

@@ -76,15 +76,20 @@ class LoaderConfig:
     Attributes:
         batch_size: Images a step.
         num_workers: Processes that augment; None: up to 8 with a GPU, none without.
+        window_gb: Gigabytes of images that are shuffled together; None: all, or where the packed store is above half
+            of the memory a quarter of the memory, so that the disk is read in runs.
     """
 
     batch_size: int = 64
     num_workers: int | None = None
+    window_gb: float | None = None
 
     def __post_init__(self) -> None:
         _check_range("batch_size", self.batch_size, 1, 65536)
         if self.num_workers is not None:
             _check_range("num_workers", self.num_workers, 0, 256)
+        if self.window_gb is not None:
+            _check_range("window_gb", self.window_gb, 0.001, 10_000)
 
 
 @dataclass(frozen=True, kw_only=True)

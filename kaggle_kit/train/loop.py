@@ -20,7 +20,7 @@ from kaggle_kit.metrics import Score, score_classes
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Predictions, Probs
 from kaggle_kit.progress import progress_bar
-from kaggle_kit.sources import Source
+from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import write_rows
 from kaggle_kit.task import Task
 from kaggle_kit.train.augment import make_augment
@@ -28,6 +28,7 @@ from kaggle_kit.train.checkpoint import CheckpointInfo, save_checkpoint
 from kaggle_kit.train.config import TrainConfig
 from kaggle_kit.train.data import Batch, TrainStream, make_loader
 from kaggle_kit.train.model import Logits, Network, build_network
+from kaggle_kit.train.order import shuffle_window
 
 Ints = npt.NDArray[np.int64]
 EVAL_BATCH = 128
@@ -54,7 +55,7 @@ def train_fold(
     task: Task,
     config: TrainConfig,
     *,
-    source: Source,
+    source: PackedSource,
     labels: Labels,
     train_rows: Ints,
     valid_rows: Ints,
@@ -92,6 +93,7 @@ def train_fold(
         epochs=config.epochs,
         seed=seed,
         augment=make_augment(config, task),
+        window=shuffle_window(source, config.loader.window_gb),
     )
     optimizer, schedule = make_optimizer(network, config, num_steps=len(stream))
     network.to(memory_format=torch.channels_last)
@@ -208,7 +210,7 @@ def training_loss(task: Task, config: TrainConfig, logits: Logits, batch: Batch)
     return torch.stack(losses).sum()
 
 
-def predict_rows(network: Network, source: Source, rows: Ints) -> Probs:
+def predict_rows(network: Network, source: PackedSource, rows: Ints) -> Probs:
     """Return {head: (rows, C) float32 probabilities} of these rows, in this order.
 
     Args:
@@ -217,7 +219,7 @@ def predict_rows(network: Network, source: Source, rows: Ints) -> Probs:
         rows: Which ones; at least one.
     """
     batches = (rows[start : start + EVAL_BATCH] for start in range(0, len(rows), EVAL_BATCH))
-    return predict_batches(network, (np.stack([source.read(int(row)) for row in batch]) for batch in batches))
+    return predict_batches(network, (source.take(batch) for batch in batches))
 
 
 @torch.inference_mode()
