@@ -77,7 +77,7 @@ def read_labels(task: Task, root: Path) -> Labels:
 def _label_table(task: Task, root: Path) -> tuple[Text, dict[str, Text]]:
     """Return the ids and the columns of heads and groups, as text."""
     if not task.labels.file:
-        found = list_class_folders(root / task.images.folder)
+        found = list_class_folders(root / task.images.folder, suffix=task.images.suffix)
         (head,) = task.heads
         return np.array(list(found), np.str_), {head: np.array(list(found.values()), np.str_)}
     if not task.labels.is_csv:

@@ -220,7 +220,7 @@ def _imdecode(view: memoryview, header: Header, flags: int) -> npt.NDArray[Any]:
 
 def _check_whole(view: memoryview, header: Header) -> None:
     """Refuse files cut short that OpenCV takes: it returns half a JPEG, the rest gray, without a word."""
-    if header.format == "jpeg":
+    if header.format == "jpeg" and view[-2:] != JPEG_END:
         # The header's thumbnails have end markers too: only those behind the first scan count.
         scan = next((end for marker, _, end in jpeg_segments(view) if marker == JPEG_SCAN), len(view))
         tail = max(scan, len(view) - TAIL_BYTES)

@@ -175,7 +175,7 @@ class LabelFile:
     @property
     def is_csv(self) -> bool:
         """Whether ids are listed, rather than counted or found as files."""
-        return bool(self.file) and not self.file.endswith((".npy", ".gz", "-ubyte", ".idx"))
+        return bool(self.file) and not re.search(r"(\.npy|-ubyte|\.idx|-ubyte\.gz|\.idx\.gz)$", self.file)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,6 +260,14 @@ class Task:
                     f"`stored` is {self.stored_size} with fit none, but images are {wide}; "
                     "use fit: stretch, letterbox or content"
                 )
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if self.labels.file and not self.labels.is_csv and self.images.format != "array":
+            raise SettingError(
+                f"`labels.file` is {self.labels.file!r}, whose rows have no ids; images of format "
+                f"{self.images.format!r} need labels as CSV"
+            )
         if not self.labels.file and (not self.images.class_folders or len(self.heads) != 1):
             raise SettingError(
                 "`labels.file` is empty: classes are then the names of folders, which needs `images.class_folders: "

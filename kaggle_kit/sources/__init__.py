@@ -128,7 +128,7 @@ def listed_ids(task: Task, split: Split, root: Path) -> Text:
     if split == "test":
         return read_columns(root / task.images.test_list, [task.images.id])[task.images.id]
     if not task.labels.file:
-        return np.array(list(list_class_folders(image_folder(task, split, root))), np.str_)
+        return np.array(list(list_class_folders(root / task.images.folder, suffix=task.images.suffix)), np.str_)
     return read_columns(root / task.labels.file, [task.labels.id])[task.labels.id]
 
 

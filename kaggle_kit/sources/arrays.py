@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gzip
 import math
+import tokenize
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,12 @@ from kaggle_kit.errors import DataError
 from kaggle_kit.pixels import Image
 from kaggle_kit.sources.fitting import fit_images, match_channels
 from kaggle_kit.sources.protocol import Chunk, Shape, split_rows
+from kaggle_kit.sources.wide_parquet import first_line
 from kaggle_kit.tables import Text, check_unique
 from kaggle_kit.task import Stored
 
 CHUNK_BYTES = 32 << 20
-MAX_ARRAY_BYTES = 64 << 30
+MAX_DEFLATED = 1032  # bytes from one, at most; https://zlib.net/zlib_tech.html
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
@@ -34,11 +36,25 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     if not path.is_file():
         raise DataError(f"{path} is missing; check the data folder and the task's file names")
     try:
-        if path.suffix == ".npy":
-            return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        return _read_idx(path)
-    except (OSError, ValueError, EOFError, zlib.error, SyntaxError, TypeError, OverflowError, MemoryError) as error:
-        raise DataError(f"{path} is no whole .npy or idx file ({error}); download it again") from None
+        return map_npy(path) if path.suffix == ".npy" else _read_idx(path)
+    except (OSError, ValueError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} is no whole .npy or idx file ({first_line(error)}); download it again") from None
+
+
+def map_npy(path: Path) -> npt.NDArray[Any]:
+    """Return the array of a `.npy` file, memory-mapped.
+
+    Raises:
+        ValueError: When its header is damaged, or speaks of other than what follows it.
+    """
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (SyntaxError, tokenize.TokenError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"damaged header: {first_line(error)}") from None
+    wanted = int(array.offset) + array.nbytes
+    if wanted != path.stat().st_size:
+        raise ValueError(f"{array.shape} of {array.dtype} need {wanted:,} bytes; it is {path.stat().st_size:,} long")
+    return np.asarray(array)
 
 
 def _read_idx(path: Path) -> npt.NDArray[Any]:
@@ -48,12 +64,12 @@ def _read_idx(path: Path) -> npt.NDArray[Any]:
     with gzip.open(path, "rb") if zipped else path.open("rb") as file:
         magic = file.read(4)
         if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 4:
-            raise ValueError(f"it starts with {magic.hex(' ')}")
+            raise ValueError(f"it starts with {magic.hex(' ') or 'nothing'}")
         sizes = tuple(int.from_bytes(file.read(4), "big") for _ in range(magic[3]))
         kind = np.dtype(IDX_TYPES[magic[2]])
         wanted = math.prod(sizes) * kind.itemsize
-        if wanted > MAX_ARRAY_BYTES:
-            raise ValueError(f"its header speaks of {wanted:,} bytes")
+        if wanted > path.stat().st_size * (MAX_DEFLATED if zipped else 1):
+            raise ValueError(f"its header speaks of {wanted:,} bytes; it is {path.stat().st_size:,} long")
         data = file.read(wanted)
         if len(data) != wanted or file.read(1):
             raise ValueError(f"{' x '.join(map(str, sizes))} need {wanted:,} bytes; it holds {len(data):,} or more")
@@ -76,14 +92,7 @@ class ArraySource:
             DataError: When the array is something else, or there are more or fewer ids than images.
         """
         images = read_array(path)
-        if (
-            images.dtype != np.uint8
-            or images.ndim not in (3, 4)
-            or (images.ndim == 4 and images.shape[3] not in (1, 3))
-        ):
-            raise DataError(
-                f"{path} is {images.dtype} {images.shape}; expected uint8 (N, height, width), or x 1 or x 3"
-            )
+        _check_images(images, path, stored)
         if ids is not None and len(ids) != len(images):
             raise DataError(
                 f"{path} holds {len(images):,} images for {len(ids):,} listed ids; one list belongs to another"
@@ -95,8 +104,6 @@ class ArraySource:
         self._stored = stored
         self.ids: Text = np.arange(len(images)).astype(np.str_) if ids is None else ids
         height, width = images.shape[1:3] if stored is None else (stored.height, stored.width)
-        if not (height and width):
-            raise DataError(f"{path} holds images of {height} x {width} pixels; expected at least 1 x 1")
         self.shape: Shape | Literal["varies"] = (height, width, channels)
         check_unique(self.ids, path)
 
@@ -154,3 +161,16 @@ class ArraySource:
     def _fitted(self, rows: range) -> Image:
         images = np.asarray(self._images[rows.start : rows.stop])
         return fit_images(match_channels(images, self._channels), self._stored)
+
+
+def _check_images(images: npt.NDArray[Any], path: Path, stored: Stored | None) -> None:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (1,), (3,)):
+        raise DataError(f"{path} is {images.dtype} {images.shape}; expected uint8 (N, height, width), or x 1 or x 3")
+    height, width = images.shape[1:3]
+    if not (height and width):
+        raise DataError(f"{path} holds images of {height} x {width} pixels; expected at least 1 x 1")
+    if stored is not None and stored.fit == "none" and (height, width) != (stored.height, stored.width):
+        raise DataError(
+            f"{path} holds images of {height} x {width}, the task stores {stored.height} x {stored.width} with fit "
+            "none; set fit: stretch, letterbox or content"
+        )

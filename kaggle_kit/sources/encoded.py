@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from kaggle_kit.sources.protocol import Chunk, OnBroken, Shape, split_rows
 from kaggle_kit.tables import Text, check_unique
 from kaggle_kit.task import Stored
 
-IMAGES_AT_ONCE = 256
+IMAGES_AT_ONCE = 128
 IMAGES_A_JOB = 8
 ROWS_A_PART = 2048
 MAX_FILE_BYTES = 1 << 30
@@ -47,10 +48,13 @@ class Blobs(Protocol):
         ...
 
 
-class _Decoded(NamedTuple):
-    images: list[Image]
+class _Known(NamedTuple):
     sizes: list[tuple[int, int]]
     broken: dict[str, str]
+
+
+# One array, or one array an image where shapes vary.
+Images = Any
 
 
 class EncodedSource:
@@ -118,6 +122,8 @@ class EncodedSource:
 
     def read_with_size(self, row: int) -> tuple[Image, tuple[int, int]]:
         """Return image `row`, and its height and width before it was brought to the stored size."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
         try:
             return read_stored(self.blobs.read(row), channels=self._channels, stored=self._stored)
         except ImageError as error:
@@ -127,46 +133,55 @@ class EncodedSource:
         return ImageError(f"image {str(self.ids[row])!r}, {self.blobs.name(row)}: {error}")
 
     def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
-        """Yield images in row order, 256 at a time, while as many are decoded ahead by as many threads as cores."""
-        groups = split_rows(start, len(self) if stop is None else stop, IMAGES_AT_ONCE)
+        """Yield images in row order, 128 at a time, while as many are decoded ahead by as many threads as cores."""
+        groups = split_rows(start, len(self) if stop is None else min(stop, len(self)), IMAGES_AT_ONCE)
         pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="decode")
         try:
-            ahead = self._submit(pool, groups[0]) if groups else []
-            for rows, following in zip(groups, [*groups[1:], range(0)], strict=True):
-                jobs, ahead = ahead, self._submit(pool, following)
-                decoded = [job.result() for job in jobs]
-                yield from self._as_chunks(rows, decoded, into)
+            ahead = self._submit(pool, groups[0], into) if groups else None
+            for rows, following in itertools.pairwise([*groups, range(0)]):
+                assert ahead is not None
+                block, jobs = ahead
+                ahead = self._submit(pool, following, into)
+                yield from self._as_chunks(rows, block, [job.result() for job in jobs])
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _submit(self, pool: ThreadPoolExecutor, rows: range) -> list[Future[_Decoded]]:
-        return [pool.submit(self._decode, part) for part in split_rows(rows.start, rows.stop, IMAGES_A_JOB)]
+    def _submit(self, pool: ThreadPoolExecutor, rows: range, into: Image | None) -> tuple[Images, list[Future[_Known]]]:
+        """Start decoding rows into an array, or into a list where shapes vary."""
+        block: Images = [None] * len(rows)
+        if into is not None:
+            block = into[rows.start : rows.stop]
+        elif self.shape != "varies":
+            block = np.empty((len(rows), *self.shape), np.uint8)
+        return block, [
+            pool.submit(self._decode, part, block, part.start - rows.start)
+            for part in split_rows(rows.start, rows.stop, IMAGES_A_JOB)
+        ]
 
-    def _decode(self, rows: range) -> _Decoded:
-        decoded = _Decoded([], [], {})
-        for row in rows:
+    def _decode(self, rows: range, block: Images, place: int) -> _Known:
+        known = _Known([], {})
+        for at, row in enumerate(rows, start=place):
             try:
-                image, size = self.read_with_size(row)
+                block[at], size = self.read_with_size(row)
             except ImageError as error:
                 if self._on_broken == "error":
                     raise
-                decoded.broken[str(self.ids[row])] = str(error)
-                shape = (1, 1, self._channels) if self.shape == "varies" else self.shape
-                image, size = np.zeros(shape, np.uint8), (0, 0)
-            decoded.images.append(image)
-            decoded.sizes.append(size)
-        return decoded
+                known.broken[str(self.ids[row])] = str(error)
+                block[at] = np.zeros((1, 1, self._channels) if self.shape == "varies" else self.shape, np.uint8)
+                size = (0, 0)
+            known.sizes.append(size)
+        return known
 
-    def _as_chunks(self, rows: range, decoded: list[_Decoded], into: Image | None) -> Iterator[Chunk]:
-        images = [image for part in decoded for image in part.images]
-        sizes = np.array([size for part in decoded for size in part.sizes], np.int32).reshape(-1, 2)
-        broken = {name: reason for part in decoded for name, reason in part.broken.items()}
-        for first, last in _runs_of_one_shape(images):
+    def _as_chunks(self, rows: range, block: Images, known: list[_Known]) -> Iterator[Chunk]:
+        sizes = np.array([size for part in known for size in part.sizes], np.int32).reshape(-1, 2)
+        broken = {name: reason for part in known for name, reason in part.broken.items()}
+        one_shape = [(0, len(block))] if isinstance(block, np.ndarray) else _runs_of_one_shape(block)
+        for first, last in one_shape:
             start, stop = rows.start + first, rows.start + last
-            block = np.stack(images[first:last], out=None if into is None else into[start:stop])
+            images = block[first:last] if isinstance(block, np.ndarray) else np.stack(block[first:last])
             ids = self.ids[start:stop]
-            named = {name: broken[name] for name in ids.tolist() if name in broken}
-            yield Chunk(start=start, ids=ids, images=block, sizes=sizes[first:last], broken=named)
+            named = {name: broken[name] for name in ids.tolist() if name in broken} if broken else {}
+            yield Chunk(start=start, ids=ids, images=images, sizes=sizes[first:last], broken=named)
 
 
 def _runs_of_one_shape(images: list[Image]) -> Iterator[tuple[int, int]]:

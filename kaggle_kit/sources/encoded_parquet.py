@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,7 @@ class ParquetBlobs:
         groups = []
         for shard, file in enumerate(self._opened()):
             self._image_column(file, self._shards[shard])
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-            groups += [(shard, group, count) for group, count in enumerate(rows)]
+            groups += [(shard, group, count) for group, count in enumerate(_group_rows(file, self._shards[shard]))]
         self._groups = groups
         self._stops = np.cumsum([count for _, _, count in groups], dtype=np.int64)
 
@@ -54,19 +53,16 @@ class ParquetBlobs:
         """Return the ids of all rows.
 
         Raises:
-            DataError: When the id column is missing or has gaps.
+            DataError: When the id column is missing, of another type, damaged, or has gaps.
         """
         found: list[str] = []
         for path, file in zip(self._shards, self._opened(), strict=True):
-            name, _, inner = self._id_column.partition(".")
-            names = file.schema_arrow.names
-            if name not in names:
-                raise DataError(
-                    f"{path} has no column {name!r}{did_you_mean(name, names)}; set `images.id` to a column, "
-                    "or to one in a struct, such as image.path"
-                )
-            values = _read(path, lambda file=file, column=self._id_column: file.read(columns=[column])).column(0)
-            values = [(value or {}).get(inner) for value in values.to_pylist()] if inner else values.to_pylist()
+            _check_id_column(file.schema_arrow, self._id_column, path)
+            values = _read(path, lambda file=file: file.read(columns=[self._id_column]).column(0).to_pylist())
+            if len(values) != file.metadata.num_rows:
+                raise DataError(f"{path} is damaged ({len(values):,} values in a column); download it again")
+            inner = self._id_column.partition(".")[2]
+            values = [(value or {}).get(inner) for value in values] if inner else values
             gaps = sum(value is None for value in values)
             if gaps:
                 raise DataError(f"{path} column {self._id_column!r} lacks {gaps:,} of {len(values):,} ids")
@@ -77,7 +73,9 @@ class ParquetBlobs:
         """Return the encoded bytes of image `row`."""
         place = int(np.searchsorted(self._stops, row, side="right"))
         shard, group, count = self._groups[place]
-        value = self._column(shard, group)[row - (int(self._stops[place]) - count)]
+        value = self._column(shard, group, count)[row - (int(self._stops[place]) - count)]
+        if value.is_valid and isinstance(value, Mapping):  # a struct
+            value = value["bytes"]
         buffer = value.as_buffer() if value.is_valid else None
         if buffer is None:
             raise ImageError("is null; replace or drop the row")
@@ -96,16 +94,17 @@ class ParquetBlobs:
         """Return where the images lie, for messages."""
         return f"{self._shards[0].parent} ({some_of([path.name for path in self._shards], 4)})"
 
-    def _column(self, shard: int, group: int) -> Any:
-        """Return the binary column of a row group, from memory where one of the last two is asked for."""
+    def _column(self, shard: int, group: int, num_rows: int) -> Any:
+        """Return the image column of a row group, from memory where one of the last two is asked for."""
         with self._lock:
             key = (shard, group)
             if key not in self._held:
                 file, path = self._opened()[shard], self._shards[shard]
                 column = self._image_column(file, path)
-                table = _read(path, lambda: file.read_row_group(group, columns=[column]))
-                values = table.column(0).combine_chunks()
-                self._held[key] = values.field("bytes") if "." in column else values
+                values = _read(path, lambda: file.read_row_group(group, columns=[column]).column(0))
+                if len(values) != num_rows:
+                    raise DataError(f"{path} is damaged ({len(values):,} values in a column); download it again")
+                self._held[key] = values
             self._held.move_to_end(key)
             while len(self._held) > GROUPS_HELD:
                 self._held.popitem(last=False)
@@ -146,10 +145,42 @@ def _open(path: Path) -> Any:
     return _read(path, lambda: parquet.ParquetFile(path))
 
 
+def _group_rows(file: Any, path: Path) -> list[int]:
+    """Return the number of rows of each row group.
+
+    Raises:
+        DataError: When they do not add up to those of the file.
+    """
+    metadata = file.metadata
+    rows = [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise DataError(
+            f"{path} is damaged ({sum(rows):,} rows in groups, {metadata.num_rows:,} in all); download it again"
+        )
+    return rows
+
+
+def _check_id_column(schema: Any, column: str, path: Path) -> None:
+    import pyarrow as pa
+
+    name, _, inner = column.partition(".")
+    if name not in schema.names:
+        raise DataError(
+            f"{path} has no column {name!r}{did_you_mean(name, schema.names)}; set `images.id` to a column, "
+            "or to one in a struct, such as image.path"
+        )
+    kind = schema.field(name).type
+    if inner:
+        found = pa.types.is_struct(kind) and kind.get_field_index(inner) >= 0
+        kind = kind.field(kind.get_field_index(inner)).type if found else kind
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise DataError(f"{path} column {column!r} is {kind}; expected text or integers; set `images.id`")
+
+
 def _read(path: Path, read: Any) -> Any:
     import pyarrow as pa
 
     try:
         return read()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a whole parquet file ({first_line(error)}); download it again") from None

@@ -52,18 +52,23 @@ def open_files(folder: Path, ids: Text, *, suffix: str, class_folders: bool) -> 
     return _FolderBlobs(folder, _placed(names, present, folder, class_folders))
 
 
-def list_class_folders(folder: Path) -> dict[str, str]:
-    """Return {`class/file`: class} for the files one folder below `folder`, which may lie inside a zip; sorted.
+def list_class_folders(folder: Path, *, suffix: str) -> dict[str, str]:
+    """Return {`class/name`: class} of the files one folder below `folder`, which may lie inside a zip; sorted.
+
+    Args:
+        folder: The folder of the class folders.
+        suffix: What files' names end with; it is no part of the ids. Hidden files and folders are left out.
 
     Raises:
         DataError: When there is no such folder, or it holds no folders of files.
     """
     archive, inside = _split_at_zip(folder)
     names = list_files(folder, nested=True) if archive is None else _list_zip(archive, inside)
-    found = {name: name.split("/")[0] for name in sorted(names) if name.count("/") == 1}
-    if not found:
-        raise DataError(f"{folder} holds no class folders with files; check the task's `images.folder`")
-    return found
+    shown = [name for name in names if name.count("/") == 1 and name.endswith(suffix) and not _is_hidden(name)]
+    if not shown:
+        what = f"files that end with {suffix!r}" if suffix else "files"
+        raise DataError(f"{folder} holds no class folders with {what}; check the task's `images.folder`")
+    return {name.removesuffix(suffix): name.split("/")[0] for name in sorted(shown)}
 
 
 def is_plain_path(name: str) -> bool:
@@ -75,6 +80,11 @@ def is_plain_path(name: str) -> bool:
         or re.match(r"[A-Za-z]:", name)
         or any(ord(letter) < 32 for letter in name)
     )
+
+
+def _is_hidden(path: str) -> bool:
+    """Return whether a path is none of the user's: notebooks' checkpoints, what macOS puts in zips."""
+    return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
 
 
 def list_files(folder: Path, *, nested: bool) -> list[str]:
@@ -110,7 +120,7 @@ def _list_zip(archive: Path, inside: str) -> list[str]:
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            names = [info.filename for info in opened.infolist() if not info.is_dir()]
+            names = [info.filename for info in opened.infolist() if not info.filename.endswith("/")]
     except ZIP_ERRORS as error:
         raise DataError(f"{archive} is no whole zip file ({error}); download it again") from None
     odd = [name for name in names if not is_plain_path(name)]
@@ -129,7 +139,7 @@ def _placed(names: list[str], present: Iterable[str], folder: Path, class_folder
     places: dict[str, list[str]] = {}
     for path in present:
         places.setdefault(path, []).append(path)
-        if class_folders and "/" in path:
+        if class_folders and "/" in path and not _is_hidden(path):
             places.setdefault(path.rpartition("/")[2], []).append(path)
     missing = [name for name in names if name not in places]
     if missing:
@@ -153,11 +163,10 @@ class _FolderBlobs:
     def read(self, row: int) -> bytes:
         path = self._folder / self._paths[row]
         try:
-            with path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
-                    raise _too_large(found.st_size)
-                return file.read()
+            found = path.stat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
+                raise _too_large(found.st_size)
+            return path.read_bytes()
         except OSError as error:
             raise ImageError(f"cannot be read ({error.strerror}); replace or drop the file") from None
 

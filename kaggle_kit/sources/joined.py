@@ -73,8 +73,10 @@ class JoinedSource:
         return source.encoded(inner)
 
     def _find(self, row: int) -> tuple[Source, int]:
-        tag, rows = next((tag, rows) for tag, rows in self.tags.items() if row in rows)
-        return self._sources[tag], row - rows.start
+        for tag, rows in self.tags.items():
+            if row in rows:
+                return self._sources[tag], row - rows.start
+        raise IndexError(row)
 
     def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
         """Yield images in row order; a chunk never holds images of two sources."""

@@ -87,10 +87,11 @@ class PackedSource:
         self.sizes: Sizes = load["sizes.npy"]
         self.hashes: Hashes = load["hashes.npy"]
         if self.kind == "raw":
-            self._images: Image = map_npy(folder / "images.npy")
-            found = (self._images.dtype, self._images.shape, self._images.flags.c_contiguous)
-            if found != (np.uint8, (len(self.ids), *self.shape), True):
+            images = map_npy(folder / "images.npy")
+            found = (images.dtype, images.shape, images.flags.c_contiguous)
+            if found != (np.dtype(np.uint8), (len(self.ids), *self.shape), True):
                 raise ValueError(f"images.npy holds {found[0]} {found[1]}")
+            self._images: Image = images
             return
         stored = None if meta["stored"] is None else build(Stored, meta["stored"])
         blobs = _PackedBlobs(folder, load["places.npy"], [range(*rows) for rows in meta["parts"]])
@@ -136,6 +137,8 @@ class PackedSource:
         Raises:
             ImageError: When an encoded image has changed since it was packed.
         """
+        if not 0 <= row < len(self):
+            raise IndexError(row)
         if self.kind == "raw":
             image: Image = self._images[row]
             return image
@@ -280,14 +283,15 @@ def read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        digest = digest_of(meta) if isinstance(meta, dict) else ""
+    except OSError:
         raise DataError(f"{folder} is no packed store (no pack.json); make one with `kaggle-kit pack`") from None
     except ValueError:
         raise DataError(f"{path} is damaged; delete the store and pack again") from None
     found = meta.get("format") if isinstance(meta, dict) else None
     if found != FORMAT:
         raise DataError(f"{path} has format {found}; this version reads {FORMAT}; pack again")
-    if meta.get("digest") != digest_of(meta):
+    if meta.get("digest") != digest:
         raise DataError(f"{path} has changed since it was written; delete the store and pack again")
     return dict(meta)
 

@@ -173,13 +173,15 @@ class _Shard:
         import pyarrow as pa
 
         try:
-            column = self._file.reader.read_all(column_indices=[self._id_place]).column(0)
-        except (pa.ArrowException, OSError) as error:
+            values = self._file.reader.read_all(column_indices=[self._id_place]).column(0).to_pylist()
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise _damaged(self.path, error) from None
-        if column.null_count:
-            name = self._id_column
-            raise DataError(f"{self.path} column {name!r} lacks {column.null_count:,} ids; download it again")
-        return np.array([str(value) for value in column.to_pylist()], dtype=np.str_)
+        if len(values) != sum(self.group_rows):
+            raise DataError(f"{self.path} is damaged ({len(values):,} values in a column); download it again")
+        gaps = sum(value is None for value in values)
+        if gaps:
+            raise DataError(f"{self.path} column {self._id_column!r} lacks {gaps:,} ids; download it again")
+        return np.array([str(value) for value in values], dtype=np.str_)
 
     def read_group(self, group: int, *, into: Image | None = None) -> list[Image]:
         """Return a row group's pixels as arrays of (n, pixels), or as views of `into` where it is given."""
@@ -224,7 +226,7 @@ def _open(path: Path, metadata: Any = None) -> Any:
 
     try:
         return parquet.ParquetFile(path, metadata=metadata)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a whole parquet file ({first_line(error)}); download it again") from None
 
 
