@@ -22,7 +22,7 @@ SIGNATURES: dict[Format, bytes] = {  # patterns, where a dot is any byte
     "gif": rb"GIF8[79]a",
     "tiff": rb"II\*\x00|MM\x00\*",
 }
-JPEG_MARKER = rb"\xff([^\x00\xff])"
+JPEG_MARKER = re.compile(rb"\xff([^\x00\xff])")
 JPEG_BARE = {0x01, 0xD0, 0xD1, 0xD2, 0xD3, 0xD4, 0xD5, 0xD6, 0xD7, 0xD8}  # markers without a length
 JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 JPEG_END, JPEG_SCAN, JPEG_APP1 = 0xD9, 0xDA, 0xE1
@@ -90,8 +90,8 @@ def jpeg_segments(data: bytes | memoryview) -> Iterator[tuple[int, int, int]]:
     Yields:
         (marker, start, end) of each segment's content; `end` may lie beyond the data. The scan comes last.
     """
-    pattern, place = re.compile(JPEG_MARKER), 2
-    while found := pattern.search(data, place):
+    place = 2
+    while found := JPEG_MARKER.search(data, place):
         marker, place = found[1][0], found.end()
         if marker in JPEG_BARE:
             continue

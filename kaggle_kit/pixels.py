@@ -138,13 +138,16 @@ def crop_content(image: Image) -> Image:
 
 
 def resize(image: Image, height: int, width: int) -> Image:
-    """Resize (H, W, C) uint8: sides that shrink by area, then sides that grow linearly.
+    """Resize (H, W, C) uint8: by area where both sides shrink, linearly where none does.
 
-    OpenCV's area mode is a linear one as soon as either side grows, and would alias the side that shrinks.
+    Where one grows, OpenCV's area mode is a linear one, and would alias a side that shrinks to less than half: that
+    one is shrunk by area first. To half, a linear mode still sees every pixel.
     """
     import cv2
 
     smaller = (min(height, image.shape[0]), min(width, image.shape[1]))
+    if smaller != (height, width) and 2 * height >= image.shape[0] and 2 * width >= image.shape[1]:
+        smaller = (image.shape[0], image.shape[1])
     for size, how in ((smaller, cv2.INTER_AREA), ((height, width), cv2.INTER_LINEAR)):
         if image.shape[:2] != size:
             out = cv2.resize(image, size[::-1], interpolation=how)
@@ -171,7 +174,7 @@ def _decode(view: memoryview, header: Header, channels: int, at_least: tuple[int
         )
     _check_whole(view, header)
     if header.format == "jpeg":
-        return _to_channels(_decode_jpeg(view, header, channels, at_least), channels)
+        return _decode_jpeg(view, header, channels, at_least)
     # OpenCV takes a BMP with OS/2's 12-byte header for gray unless told otherwise.
     is_core = header.format == "bmp" and view[14] == BMP_CORE_BYTES
     image = _imdecode(view, header, cv2.IMREAD_COLOR if is_core else cv2.IMREAD_UNCHANGED)
@@ -193,13 +196,16 @@ def _decode_jpeg(view: memoryview, header: Header, channels: int, at_least: tupl
             n for n in REDUCTIONS if all(_part(s, n) >= a for s, a in zip(header.shown_size, at_least, strict=True))
         )
         factor = next(fits, 1)
-    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR
+    # Straight to RGB where OpenCV can (4.11), which saves a pass over the whole image.
+    rgb = getattr(cv2, "IMREAD_COLOR_RGB", 0)
+    flag = cv2.IMREAD_GRAYSCALE if channels == 1 else rgb or cv2.IMREAD_COLOR
     reduced = 0 if factor == 1 else 8 * factor  # IMREAD_REDUCED_*_2, 4 and 8 are 16, 32 and 64
     image = _imdecode(view, header, flag | reduced | cv2.IMREAD_IGNORE_ORIENTATION)
     _check_size(image, (-(-header.height // factor), -(-header.width // factor)))
     # A last row or column from less than half a block is mostly padding, and would shift the rest once resized.
     image = image[: _part(header.height, factor), : _part(header.width, factor)]
-    return _turn(image, header.orientation)
+    image = _turn(image, header.orientation)
+    return image if rgb and channels == 3 else _to_channels(image, channels)
 
 
 def _imdecode(view: memoryview, header: Header, flags: int) -> npt.NDArray[Any]:

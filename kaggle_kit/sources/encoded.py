@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from kaggle_kit.errors import ImageError
-from kaggle_kit.machine import num_cores
+from kaggle_kit.machine import decoding_pool
 from kaggle_kit.pixels import Image, read_stored
 from kaggle_kit.sources.protocol import Chunk, OnBroken, Shape, split_rows
 from kaggle_kit.tables import Text, check_unique
@@ -135,16 +135,13 @@ class EncodedSource:
     def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
         """Yield images in row order, 128 at a time, while as many are decoded ahead by as many threads as cores."""
         groups = split_rows(start, len(self) if stop is None else min(stop, len(self)), IMAGES_AT_ONCE)
-        pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="decode")
-        try:
+        with decoding_pool() as pool:
             ahead = self._submit(pool, groups[0], into) if groups else None
             for rows, following in itertools.pairwise([*groups, range(0)]):
                 assert ahead is not None
                 block, jobs = ahead
                 ahead = self._submit(pool, following, into)
                 yield from self._as_chunks(rows, block, [job.result() for job in jobs])
-        finally:
-            pool.shutdown(cancel_futures=True)
 
     def _submit(self, pool: ThreadPoolExecutor, rows: range, into: Image | None) -> tuple[Images, list[Future[_Known]]]:
         """Start decoding rows into an array, or into a list where shapes vary."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
-from kaggle_kit.machine import num_cores
+from kaggle_kit.machine import decoding_pool
 from kaggle_kit.pixels import Image, to_stored
 from kaggle_kit.sources.protocol import split_rows
 from kaggle_kit.task import Stored
@@ -38,6 +36,6 @@ def fit_images(images: Image, stored: Stored | None) -> Image:
         for row in rows:
             out[row] = to_stored(images[row], stored)
 
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with decoding_pool() as pool:
         list(pool.map(fit, split_rows(0, len(images), ROWS_A_JOB)))
     return out

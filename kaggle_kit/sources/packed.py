@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, ImageError, KitError, some_of
-from kaggle_kit.machine import num_cores
+from kaggle_kit.machine import decoding_pool, num_cores
 from kaggle_kit.pixels import Image
 from kaggle_kit.settings import build
 from kaggle_kit.sources.arrays import map_npy
@@ -175,7 +175,7 @@ class PackedSource:
             for place in places:
                 out[place] = self.read(int(rows[place]))
 
-        with ThreadPoolExecutor(num_cores()) as pool:
+        with decoding_pool() as pool:
             list(pool.map(decode, split_rows(0, len(rows), 8)))
         return out
 
