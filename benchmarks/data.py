@@ -63,6 +63,9 @@ def wide_pyarrow(path: Path) -> dict[str, float]:
 
 def wide_kit(path: Path) -> dict[str, float]:
     """Read a shard by the kit into one array."""
+    import cv2  # noqa: F401  (imported where it is first needed: not part of the reading)
+    from pyarrow import parquet  # noqa: F401
+
     from kaggle_kit.sources import read_images
 
     started = time.perf_counter()
@@ -76,7 +79,7 @@ def wide_kit(path: Path) -> dict[str, float]:
 def wide_chunks(folder: Path) -> dict[str, float]:
     """Go through four shards by the kit, a chunk at a time."""
     started = time.perf_counter()
-    source = _wide_source([folder] * 1 if folder.is_file() else sorted(folder.glob("four_*.parquet")))
+    source = _wide_source(sorted(folder.glob("four_*.parquet")))
     seen = 0
     for chunk in source.chunks():
         seen += len(chunk.ids)
@@ -111,6 +114,9 @@ def wide_parts(path: Path) -> dict[str, float]:
 
 def packing_read(path: Path) -> dict[str, float]:
     """Read all images of a shard by chunks, keeping them."""
+    import cv2  # noqa: F401
+    from pyarrow import parquet  # noqa: F401
+
     started = time.perf_counter()
     kept = [chunk.images for chunk in _wide_source([path]).chunks()]
     return {"seconds": time.perf_counter() - started, "images": sum(map(len, kept))}
@@ -118,6 +124,9 @@ def packing_read(path: Path) -> dict[str, float]:
 
 def packing_pack(path: Path) -> dict[str, float]:
     """Pack a shard: read, hash the file and every image, count values, write."""
+    import cv2  # noqa: F401
+    from pyarrow import parquet  # noqa: F401
+
     from kaggle_kit.packing import pack
     from kaggle_kit.packing.keys import SourceKey
 

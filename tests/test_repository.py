@@ -30,6 +30,7 @@ def test_the_readme_s_commands_are_understood(line: str) -> None:
 
 def test_the_readme_shows_the_whole_way() -> None:
     assert [line.split()[1] for line in COMMANDS] == [
+        "pack",
         "folds",
         "train",
         "train",
@@ -38,6 +39,7 @@ def test_the_readme_shows_the_whole_way() -> None:
         "rehearse",
         "predict",
         "score",
+        "pack",
     ]
 
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.files import replacing
-from kaggle_kit.machine import num_cores
+from kaggle_kit.machine import decoding_pool
 from kaggle_kit.packing.keys import SourceKey
 from kaggle_kit.pixels import Image, encode_png
 from kaggle_kit.settings import plain
@@ -24,11 +23,9 @@ from kaggle_kit.sources.packed import FORMAT, HASH_BYTES, META, Hashes, digest_o
 from kaggle_kit.sources.protocol import Sizes, split_rows
 from kaggle_kit.task import Stored
 
-Counts = npt.NDArray[np.int64]
+Sums = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
 ROWS_A_JOB = 256
-# OpenCV counts in float32, which is exact up to 2**24.
-COUNTED_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +50,18 @@ class PartRecord:
     """What is known of a written part; see `kaggle_kit.sources.packed` for shapes.
 
     Attributes:
-        counts: (C, 256), how often each value occurs in each channel of unbroken images.
+        sums: (C, 3) float64: how many values each channel of unbroken images has, their sum and their squares' sum.
     """
 
     hashes: Hashes
     sizes: Sizes
     places: Places
-    counts: Counts
+    sums: Sums
     broken: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write it, whole or not at all."""
-        arrays = {name: getattr(self, name) for name in ("hashes", "sizes", "places", "counts")}
+        arrays = {name: getattr(self, name) for name in ("hashes", "sizes", "places", "sums")}
         with replacing(path) as temporary:
             np.savez(temporary, broken=np.array(json.dumps(self.broken)), **arrays)
 
@@ -73,7 +70,7 @@ class PartRecord:
         """Read what `save` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
             broken = json.loads(str(arrays["broken"]))
-            return cls(broken=broken, **{n: arrays[n] for n in ("hashes", "sizes", "places", "counts")})
+            return cls(broken=broken, **{n: arrays[n] for n in ("hashes", "sizes", "places", "sums")})
 
 
 def write_part(
@@ -129,7 +126,7 @@ def assemble_store(source: Source, work: Path, spec: StoreSpec) -> None:
         index["places.npy"] = record.places
     for name, array in index.items():
         np.save(work / name, array)
-    mean, std = _mean_and_std(record.counts)
+    mean, std = _mean_and_std(record.sums)
     bare = source.encoded_bytes() is None
     tags = getattr(source, "tags", {"": range(len(source))})
     meta: dict[str, Any] = {
@@ -157,45 +154,42 @@ def _record_path(work: Path, rows: range) -> Path:
 
 
 def _look_at(chunk: Chunk, places: Places) -> PartRecord:
-    """Hash a chunk's images and count their values, on all cores."""
+    """Hash a chunk's images and add up their values, on all cores."""
     sound = np.array([name not in chunk.broken for name in chunk.ids.tolist()], bool)
 
-    def look(rows: range) -> tuple[Hashes, Counts]:
+    def look(rows: range) -> tuple[Hashes, Sums]:
         images = chunk.images[rows.start : rows.stop]
-        return hash_images(images), _count_values(images[sound[rows.start : rows.stop]] if chunk.broken else images)
+        return hash_images(images), _add_up(images[sound[rows.start : rows.stop]] if chunk.broken else images)
 
-    with ThreadPoolExecutor(num_cores()) as pool:
+    with decoding_pool() as pool:
         looks = list(pool.map(look, split_rows(0, len(chunk.ids), ROWS_A_JOB)))
     return PartRecord(
         hashes=np.concatenate([hashes for hashes, _ in looks]),
         sizes=chunk.sizes,
         places=places,
-        counts=np.sum([counts for _, counts in looks], axis=0),
+        sums=np.sum([sums for _, sums in looks], axis=0),
         broken=chunk.broken,
     )
 
 
-def _count_values(images: Image) -> Counts:
-    """Return (C, 256) counts of each channel's values."""
+def _add_up(images: Image) -> Sums:
+    """Return (C, 3): each channel's number of values, their sum and their squares' sum."""
     import cv2
 
     width, channels = images.shape[2:]
-    lines = images.reshape(-1, width, channels)
-    counts = np.zeros((channels, 256), np.int64)
-    for rows in split_rows(0, len(lines), COUNTED_AT_ONCE // width):
-        block = lines[rows.start : rows.stop]
-        for channel in range(channels):
-            counts[channel] += cv2.calcHist([block], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
-    return counts
+    count = images.size / channels
+    if not count:
+        return np.zeros((channels, 3))
+    mean, std = (found.ravel() for found in cv2.meanStdDev(images.reshape(-1, width, channels)))
+    return np.stack([np.full(channels, count), mean * count, (std**2 + mean**2) * count], axis=1)
 
 
-def _mean_and_std(counts: Counts) -> tuple[list[float], list[float]]:
+def _mean_and_std(sums: Sums) -> tuple[list[float], list[float]]:
     """Return each channel's mean and standard deviation, 0 to 1; zeros where there are no pixels."""
-    values = np.arange(256) / 255
-    total = np.maximum(counts.sum(axis=1), 1)
-    mean = (counts * values).sum(axis=1) / total
-    variance = (counts * values**2).sum(axis=1) / total - mean**2
-    return mean.round(6).tolist(), np.sqrt(np.maximum(variance, 0)).round(6).tolist()
+    count = np.maximum(sums[:, 0], 1)
+    mean = sums[:, 1] / count
+    variance = np.maximum(sums[:, 2] / count - mean**2, 0)
+    return (mean / 255).round(6).tolist(), (np.sqrt(variance) / 255).round(6).tolist()
 
 
 def _append(source: Source, chunk: Chunk, file: BinaryIO) -> Places:
@@ -221,6 +215,6 @@ def _joined(records: list[PartRecord], channels: int) -> PartRecord:
         hashes=np.concatenate([np.zeros((0, HASH_BYTES), np.uint8), *(record.hashes for record in records)]),
         sizes=np.concatenate([np.zeros((0, 2), np.int32), *(record.sizes for record in records)]),
         places=np.concatenate([np.zeros((0, 3), np.int64), *(record.places for record in records)]),
-        counts=np.sum([np.zeros((channels, 256), np.int64), *(record.counts for record in records)], axis=0),
+        sums=np.sum([np.zeros((channels, 3)), *(record.sums for record in records)], axis=0),
         broken=broken,
     )

@@ -26,9 +26,11 @@ from kaggle_kit.sources.protocol import Chunk, Shape, split_rows
 from kaggle_kit.tables import Text, check_unique
 from kaggle_kit.task import Images, Stored
 
-COLUMNS_AT_ONCE = 500
+MAX_COLUMNS_AT_ONCE = 500
+VALUES_AT_ONCE = 12_600_000  # 250 columns of the largest shards: half the memory of 500, at their speed
 # Pieces of a shard are allocated apart, so that one is freed as soon as its consumer lets go of it.
 ROWS_A_PIECE = 4096
+ROWS_FOR_THREADS = 10_000  # below it, Arrow's own threads cost more than they bring
 MAX_READERS = 4  # each holds a few hundred megabytes of a large shard's columns
 
 
@@ -68,7 +70,11 @@ class WideParquetSource:
         self._shards = [_Shard(path, images) for path in shards]
         self._images = images
         self._stored = stored
-        parts = [shard.read_ids() for shard in self._shards]
+        parts = []
+        for number, shard in enumerate(self._shards, start=1):
+            parts.append(shard.read_ids())
+            if number < len(self._shards):
+                shard.close()
         self.ids: Text = np.concatenate(parts) if parts else np.zeros(0, np.str_)
         own = (images.height, images.width, images.channels)
         self.shape: Shape = own if stored is None else (stored.height, stored.width, images.channels)
@@ -133,6 +139,8 @@ class WideParquetSource:
                 if first < last:
                     yield self._chunk(at + first, piece[first:last], None if whole else into)
                 at += len(piece)
+            if rows.stop < len(self):
+                shard.close()
 
     def _groups(self) -> Iterator[tuple[_Shard, int, range]]:
         start = 0
@@ -156,18 +164,22 @@ class WideParquetSource:
 
 
 class _Shard:
-    """One parquet file, opened and checked once: a footer of 32,332 columns takes 0.2 s to parse."""
+    """One parquet file; its footer of 32,332 columns takes 0.2 s to parse, and 0.1 GB while it is open."""
 
     def __init__(self, path: Path, images: Images) -> None:
         self.path = path
         self._id_column = images.id
         self._num_pixels = images.height * images.width * images.channels
-        self._file = _open(path)
-        names = self._file.schema_arrow.names
+        self._file: Any = _open(path)
+        names = self._file.metadata.schema.names
         self._columns = _pixel_columns(names, path, images)
         self._id_place = names.index(images.id)
         metadata = self._file.metadata
         self.group_rows = [int(metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
+
+    def close(self) -> None:
+        """Let go of the footer; reading opens the file again."""
+        self._file = None
 
     def read_ids(self) -> Text:
         import pyarrow as pa
@@ -191,33 +203,44 @@ class _Shard:
         else:
             flat = into.reshape(num_rows, self._num_pixels)
             pieces = [flat[r.start : r.stop] for r in split_rows(0, num_rows, ROWS_A_PIECE)]
-        starts = range(0, self._num_pixels, COLUMNS_AT_ONCE) if num_rows else range(0)
-        num_readers = max(1, min(MAX_READERS, num_cores(), len(starts)))
+        step = max(1, min(MAX_COLUMNS_AT_ONCE, VALUES_AT_ONCE // max(1, num_rows)))
+        blocks = split_rows(0, self._num_pixels if num_rows else 0, step)
+        num_readers = max(1, min(MAX_READERS, num_cores(), len(blocks)))
+        self._file = self._file or _open(self.path)
         with ThreadPoolExecutor(num_readers) as pool:
-            jobs = [pool.submit(self._read_columns, group, lane, num_readers, pieces) for lane in range(num_readers)]
+            lanes = [blocks[lane::num_readers] for lane in range(num_readers)]
+            jobs = [pool.submit(self._read_lane, group, lane, pieces, own=not n) for n, lane in enumerate(lanes)]
             for job in jobs:
                 job.result()
         return pieces
 
-    def _read_columns(self, group: int, lane: int, num_lanes: int, pieces: list[Image]) -> None:
-        """Fill every `num_lanes`-th block of columns, through a reader of its own: one reader serves one thread."""
+    def _read_lane(self, group: int, blocks: list[range], pieces: list[Image], *, own: bool) -> None:
+        """Fill these blocks of columns, through the shard's own reader or a new one: one reader serves one thread."""
         import cv2
-        import pyarrow as pa
 
-        reader = self._file.reader if lane == 0 else _open(self.path, self._file.metadata).reader
-        for start in range(lane * COLUMNS_AT_ONCE, self._num_pixels, num_lanes * COLUMNS_AT_ONCE):
-            columns = self._columns[start : start + COLUMNS_AT_ONCE]
-            try:
-                table = reader.read_row_group(group, column_indices=columns, use_threads=True)
-            except (pa.ArrowException, OSError) as error:
-                raise _damaged(self.path, error) from None
-            if len(table) != self.group_rows[group]:
-                raise DataError(f"{self.path} is damaged ({len(table):,} values in a column); download it again")
-            block = _as_block(table, self.path)  # (columns, rows)
+        reader = self._file.reader if own else _open(self.path, self._file.metadata).reader
+        for columns in blocks:
+            block = _as_block(self._read_table(reader, group, columns), self.path)  # (columns, rows)
             at = 0
             for piece in pieces:
-                piece[:, start : start + len(columns)] = cv2.transpose(block[:, at : at + len(piece)])
+                target = piece[:, columns.start : columns.stop]
+                written = cv2.transpose(block[:, at : at + len(piece)], dst=target)
+                if written is not target:
+                    target[:] = written
                 at += len(piece)
+
+    def _read_table(self, reader: Any, group: int, columns: range) -> Any:
+        import pyarrow as pa
+
+        wanted = self._columns[columns.start : columns.stop]
+        threads = self.group_rows[group] >= ROWS_FOR_THREADS
+        try:
+            table = reader.read_row_group(group, column_indices=wanted, use_threads=threads)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(self.path, error) from None
+        if len(table) != self.group_rows[group]:
+            raise DataError(f"{self.path} is damaged ({len(table):,} values in a column); download it again")
+        return table
 
 
 def _open(path: Path, metadata: Any = None) -> Any:
@@ -233,10 +256,11 @@ def _open(path: Path, metadata: Any = None) -> Any:
 def _pixel_columns(names: list[str], path: Path, images: Images) -> list[int]:
     """Return where columns "0", "1", ... are, after checking that there are just as many as pixels."""
     places = {name: place for place, name in enumerate(names)}
+    wanted = images.height * images.width * images.channels
+    found = [places.get(name, -1) for name in map(str, range(wanted))]
     if images.id not in places:
         raise DataError(f"{path} has no column {images.id!r}; set the task's `images.id` to one of its columns")
-    wanted = images.height * images.width * images.channels
-    missing = [str(i) for i in range(wanted) if str(i) not in places]
+    missing = [str(i) for i, place in enumerate(found) if place < 0]
     if missing:
         raise DataError(
             f"{path} lacks pixel column(s) {some_of(missing)}; {images.height} x {images.width} x {images.channels} "
@@ -248,16 +272,20 @@ def _pixel_columns(names: list[str], path: Path, images: Images) -> list[int]:
             f"{path} has {pixels:,} pixel columns; {images.height} x {images.width} x {images.channels} are "
             f"{wanted:,}; mend the task's `images.height` and `images.width`"
         )
-    return [places[str(i)] for i in range(wanted)]
+    return found
 
 
 def _as_block(table: Any, path: Path) -> npt.NDArray[np.uint8]:
     """Return (columns, rows) uint8."""
     import pyarrow as pa
 
-    if all(kind == pa.uint8() for kind in table.schema.types) and not any(c.null_count for c in table.columns):
-        (batch,) = table.combine_chunks().to_batches()
-        return np.asarray(batch.to_tensor(row_major=False).to_numpy().T)
+    (batch,) = table.combine_chunks().to_batches()
+    try:
+        block = batch.to_tensor(row_major=False).to_numpy().T
+    except (pa.ArrowException, TypeError):  # no numbers, or nulls: columns one by one, to name the first
+        block = None
+    if block is not None and block.dtype == np.uint8:
+        return np.asarray(block)
     return np.stack([_pixel_column(path, name, table.column(name)) for name in table.column_names])
 
 
