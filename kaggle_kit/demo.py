@@ -1,4 +1,4 @@
-"""The whole way on the sample competition, small but real: sample, folds, train, blend, bundle, rehearse, score."""
+"""The whole way on the sample competition, small but real: from its images to the kernel's submission and its score."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import numpy as np
 from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, mean_probs, save_blend
 from kaggle_kit.errors import DataError, RehearsalError
 from kaggle_kit.export.bundle import write_bundle
-from kaggle_kit.folds import make_folds
+from kaggle_kit.folds import describe_duplicates, make_folds
 from kaggle_kit.labels import read_labels
 from kaggle_kit.metrics import SplitScore, format_scores, score_split
+from kaggle_kit.packing.competition import pack_train
 from kaggle_kit.platform.rehearse import Rehearsal, rehearse
 from kaggle_kit.platform.wheel import kernels_folder
 from kaggle_kit.predictions import Predictions
@@ -24,8 +25,9 @@ from kaggle_kit.progress import say
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import Bundle
 from kaggle_kit.sample import make_sample
-from kaggle_kit.sources import open_source
+from kaggle_kit.sources import open_source, resolve_stored
 from kaggle_kit.submission import read_submission
+from kaggle_kit.tables import rows_of
 from kaggle_kit.task import Task, read_task
 from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.config import LoaderConfig, ModelConfig, OptimConfig, TrainConfig
@@ -119,15 +121,21 @@ def run_demo(out: Path, settings: DemoSettings | None = None) -> DemoResult:
         task = read_task(sample.task)
         labels = read_labels(task, sample.data)
         said.append(f"{len(labels):,} train images, heads {', '.join(task.heads)}")
+    with stages.stage("pack") as said:
+        store = pack_train(resolve_stored(task, sample.data), sample.data, out / "packed")
+        duplicates = store.duplicate_groups()[rows_of(labels.ids, store.ids)]
+        said.append(
+            f"{len(store):,} images, {store.num_bytes / 1e6:.0f} MB; {describe_duplicates(labels, duplicates).text}"
+        )
     with stages.stage("folds") as said:
-        folds = make_folds(labels, "stratified", num_folds=NUM_FOLDS, seed=0)
+        folds = make_folds(labels, "stratified", num_folds=NUM_FOLDS, seed=0, duplicates=duplicates)
         folds.save(out / "folds.parquet")
         said.append(f"{folds.num_folds} stratified folds")
     runs = []
     for name in settings.models:
         with stages.stage(f"train {name}") as said:
             config = _train_config(name, settings)
-            run = train_run(task, config, data=sample.data, folds=folds, out=out / "runs" / name)
+            run = train_run(task, config, data=sample.data, folds=folds, out=out / "runs" / name, packed=store.folder)
             runs.append(run)
             said.append(f"out-of-fold {run.score.total:.4f}")
     with stages.stage("blend") as said:

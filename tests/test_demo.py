@@ -15,6 +15,7 @@ def test_the_demo_goes_the_whole_way_twice_with_the_same_score(tmp_path: Path) -
     first = run_demo(tmp_path / "demo", SMALL)
     assert [stage for stage, _, _ in first.stages] == [
         "sample",
+        "pack",
         "folds",
         "train test_resnet",
         "blend",

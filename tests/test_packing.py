@@ -94,6 +94,19 @@ class TestKeys:
         pack_train(wide.task, wide.data, tmp_path / "mine")
         assert pack_train(wide.task, wide.data, beside=tmp_path).folder == tmp_path / "mine"
 
+    def test_another_kind_is_packed_again(self, files: Toy, tmp_path: Path) -> None:
+        assert pack_train(files.task, files.data, tmp_path / "p").kind == "raw"
+        assert pack_train(files.task, files.data, tmp_path / "p", kind="encoded").kind == "encoded"
+        assert pack_train(files.task, files.data, tmp_path / "p").kind == "encoded"  # auto takes what is there
+
+    def test_images_without_a_label_are_counted(
+        self, wide: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lines = (wide.data / "train.csv").read_text().splitlines()
+        (wide.data / "train.csv").write_text("\n".join(lines[:-2]) + "\n")
+        assert len(pack_train(wide.task, wide.data, tmp_path / "p")) == 48
+        assert "2 images have no label and will not be trained on: 'Train_46', 'Train_47'" in capsys.readouterr().err
+
     def test_another_stored_size_is_another_store(self, files: Toy, tmp_path: Path) -> None:
         stored = dataclasses.replace(files.task.stored, height=16)  # type: ignore[type-var]
         small = pack_train(files.task.with_stored(stored), files.data, beside=tmp_path)

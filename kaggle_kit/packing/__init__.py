@@ -75,10 +75,11 @@ def plan_packing(source: Source, kind: Kind | Literal["auto"] = "auto") -> PackP
     return PackPlan(kind=kind, raw_bytes=raw, encoded_bytes=encoded, arithmetic=arithmetic)
 
 
-def find_packed(folder: Path, key: SourceKey) -> PackedSource | None:
-    """Return the store in `folder` if it holds just what the key stands for, else None."""
+def find_packed(folder: Path, key: SourceKey, kind: Kind | Literal["auto"] = "auto") -> PackedSource | None:
+    """Return the store in `folder` if it holds just what the key stands for, in this way, else None."""
     try:
-        return PackedSource(folder) if key.matches(read_meta(folder)["key"]) else None
+        meta = read_meta(folder)
+        return PackedSource(folder) if key.matches(meta["key"]) and kind in ("auto", meta["kind"]) else None
     except DataError:  # absent, damaged or of another format: it is packed again
         return None
 
@@ -114,7 +115,7 @@ def pack(
 
     folder = folder.resolve()
     with _said_once(FileLock(_lock_path(folder)), folder):
-        there = find_packed(folder, key)
+        there = find_packed(folder, key, kind)
         if there is not None:
             return there
         own = own_files(folder)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kaggle_kit.errors import DataError, SettingError
+from kaggle_kit.errors import DataError, SettingError, some_of
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.packing import Kind, find_packed, pack, plan_packing
 from kaggle_kit.packing.keys import SourceKey
@@ -82,10 +82,10 @@ def pack_train(
     if tagged is None:
         tagged = tagged_of(folder) if folder is not None else ()
     source = _opened(task, data, tagged)
-    check_ids(source, read_labels(task, data).ids, where=str(data / task.labels.file))
+    _compare_with_labels(source, task, data, tagged)
     key = SourceKey(source, [task.images, task.stored, [_plain(one) for one in tagged]])
     store = folder or _default_store(task, key, beside)
-    there = find_packed(store, key)
+    there = find_packed(store, key, kind)
     if there is not None:
         say(f"packed images: {store}, unchanged")
         return _checked(there, task, data)
@@ -128,8 +128,16 @@ def _opened(task: Task, data: Path, tagged: Sequence[Tagged] = ()) -> Any:
             raise SettingError(f"tag {one.tag!r} is given twice; every added source needs its own")
         fitted = one.task.with_stored(task.stored)
         others[one.tag] = open_source(fitted, "train", one.data, on_broken="blank")
-        check_ids(others[one.tag], read_labels(fitted, one.data).ids, where=str(one.data / one.task.labels.file))
     return JoinedSource({"": own, **others})
+
+
+def _compare_with_labels(source: Source, task: Task, data: Path, tagged: Sequence[Tagged]) -> None:
+    """Refuse labels without an image; say how many images have no label."""
+    labelled = np.concatenate([read_labels(task, data).ids, *(one.labels().ids for one in tagged)])
+    check_ids(source, labelled, where=str(data / task.labels.file))
+    unlabelled = source.ids[~np.isin(source.ids, labelled)]
+    if len(unlabelled):
+        say(f"{len(unlabelled):,} images have no label and will not be trained on: {some_of(unlabelled)}")
 
 
 def _plain(tagged: Tagged) -> dict[str, Any]:
