@@ -130,7 +130,7 @@ def packing_pack(path: Path) -> dict[str, float]:
     from kaggle_kit.packing import pack
     from kaggle_kit.packing.keys import SourceKey
 
-    store = path.parent / "store"
+    store = (path if path.is_dir() else path.parent) / "store"
     shutil.rmtree(store, ignore_errors=True)
     started = time.perf_counter()
     source = _wide_source(sorted(path.glob("four_*.parquet")) if path.is_dir() else [path])
@@ -427,7 +427,7 @@ def bench_growth(work: Path, runs: int) -> None:
         found = measure({"packing": (packing_pack, path)}, runs)["packing"]
         each = found["seconds"] / found["images"] * 1e6
         print(f"| {found['images']:,} | {found['seconds']:.2f} | {each:.0f} | {found['peak_gb']:.2f} |")
-        shutil.rmtree(path.parent / "store", ignore_errors=True)
+        shutil.rmtree(work / "store", ignore_errors=True)
 
 
 # What is measured on.

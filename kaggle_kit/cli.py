@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -143,9 +144,8 @@ def _add_data(add: Adder) -> None:
     pack.add_argument(
         "--fit",
         choices=("letterbox", "stretch", "content"),
-        default="letterbox",
         help="with --size: keep the aspect ratio and pad; stretch; or cut to a glyph's strokes, then pad "
-        "(default: %(default)s)",
+        "(default: the task's, or letterbox)",
     )
     pack.add_argument(
         "--kind",
@@ -260,10 +260,10 @@ def _add_kernel(add: Adder) -> None:
 
 def _tagged(text: str) -> tuple[str, str, Path]:
     tag, equals, rest = text.partition("=")
-    task, colon, data = rest.partition(":")
-    if not (tag and equals and task and colon and data):
+    parts = re.fullmatch(r"((?:[A-Za-z]:[\\/])?[^:]+):(.+)", rest)  # a Windows drive has a colon of its own
+    if not (tag and equals and parts):
         raise argparse.ArgumentTypeError(f"{text!r} is no TAG=TASK:DATA; write it like old=old.yaml:./old_data")
-    return tag, task, Path(data)
+    return tag, parts[1], Path(parts[2])
 
 
 def _seconds(text: str) -> float:

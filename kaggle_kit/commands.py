@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kaggle_kit.runtime.bundle import Member
     from kaggle_kit.sources import PackedSource
+    from kaggle_kit.task import Fit, Stored, Task
 
 Result = dict[str, Any]
 DONE, CHECK_FAILED, USER_CAN_MEND = 0, 1, 2
@@ -81,14 +82,17 @@ def folds(options: argparse.Namespace) -> tuple[Result, int]:
 
 def pack(options: argparse.Namespace) -> tuple[Result, int]:
     """Convert the train images once."""
+    from kaggle_kit.errors import SettingError
     from kaggle_kit.packing.competition import Tagged, pack_train
+    from kaggle_kit.settings import plain
     from kaggle_kit.sources import resolve_stored
-    from kaggle_kit.task import Stored, read_task
+    from kaggle_kit.task import read_task
 
     task = read_task(options.task)
     if options.size:
-        height, width = options.size
-        task = task.with_stored(Stored(height=height, width=width, fit=options.fit))
+        task = task.with_stored(_resized(task, options.size, options.fit))
+    elif options.fit:
+        raise SettingError("--fit says how --size is reached; give --size H W too, or set `stored` in the task")
     store = pack_train(
         resolve_stored(task, options.data),
         options.data,
@@ -96,10 +100,12 @@ def pack(options: argparse.Namespace) -> tuple[Result, int]:
         tagged=[Tagged(tag=tag, task=read_task(name), data=folder) for tag, name, folder in options.add],
         kind=options.kind,
         num_workers=options.workers,
+        replace=True,
     )
     _print_store(store)
     if options.size:
-        print(f"to train from it, put into the task: stored: {{height: {height}, width: {width}, fit: {options.fit}}}")
+        stored = ", ".join(f"{name}: {value}" for name, value in plain(task.stored).items())
+        print(f"to train from it, put into the task: stored: {{{stored}}}")
     return {
         "out": options.out,
         "images": len(store),
@@ -109,6 +115,19 @@ def pack(options: argparse.Namespace) -> tuple[Result, int]:
         "std": store.std.tolist(),
         "broken": store.broken,
     }, DONE
+
+
+def _resized(task: Task, size: tuple[int, int], fit: Fit | None) -> Stored:
+    """Return the stored size asked for, reached as asked for, or as the task says, or by letterbox."""
+    from kaggle_kit.task import Stored
+
+    known = task.stored if task.stored is not None and task.stored.fit != "none" else None
+    return Stored(
+        height=size[0],
+        width=size[1],
+        fit=fit or (known.fit if known else "letterbox"),
+        fill=task.stored.fill if task.stored else 0,
+    )
 
 
 def _print_store(store: PackedSource) -> None:

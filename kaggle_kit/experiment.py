@@ -26,7 +26,7 @@ class Experiment:
         data: The competition's data folder.
         folds: The fold file.
         out: The run's folder.
-        packed: The packed store to read or to make; None: beside `out`.
+        packed: The packed store to read or to make; None: one beside `folds`, or made there.
         fold: One fold's number, or None for all.
         overwrite: Replace a run that is there.
         train: The training settings.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 
 class _Sharing:
@@ -21,6 +23,9 @@ class _Sharing:
 def num_cores() -> int:
     """Return how many cores this process may keep busy, which may be fewer than the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _cgroup("cpu.max").partition(" ")  # a container's share of the machine
+    if quota.isdigit() and period.isdigit():
+        cores = min(cores, max(1, int(quota) // int(period)))
     return max(1, cores // _Sharing.num_processes)
 
 
@@ -57,8 +62,19 @@ def share_cores(num_processes: int) -> None:
 
 
 def memory_bytes() -> int | None:
-    """Return the machine's memory in bytes, or None where the system does not say."""
+    """Return the memory of the machine, or of this container, in bytes, or None where the system does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+    limit = _cgroup("memory.max")
+    return min(whole, int(limit)) if limit.isdigit() else whole
+
+
+@functools.cache
+def _cgroup(name: str) -> str:
+    """Return a limit that a Linux container sets, or nothing."""
+    try:
+        return (Path("/sys/fs/cgroup") / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

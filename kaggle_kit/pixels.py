@@ -17,6 +17,8 @@ from kaggle_kit.task import Stored
 
 Image = npt.NDArray[np.uint8]
 
+# Changes with any pixel that this module gives for the same file: stores packed before are then packed again.
+PIXELS_VERSION = 1
 MAX_PIXELS = 100_000_000
 REDUCTIONS = (8, 4, 2)
 JPEG_END = b"\xff\xd9"

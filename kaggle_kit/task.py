@@ -14,6 +14,7 @@ from typing import Any, Literal
 from kaggle_kit.errors import SettingError, did_you_mean, some_of
 from kaggle_kit.settings import build, plain
 
+Fit = Literal["none", "stretch", "letterbox", "content"]
 Metric = Literal["macro_recall", "accuracy", "macro_f1", "weighted_f1"]
 
 
@@ -146,7 +147,7 @@ class Stored:
 
     height: int
     width: int
-    fit: Literal["none", "stretch", "letterbox", "content"] = "none"
+    fit: Fit = "none"
     fill: int = 0
 
     def __post_init__(self) -> None:

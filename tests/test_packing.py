@@ -22,7 +22,7 @@ from kaggle_kit.labels import read_labels
 from kaggle_kit.packing import RAW_LIMIT_BYTES, pack, plan_packing
 from kaggle_kit.packing.competition import Tagged, pack_train
 from kaggle_kit.packing.keys import SourceKey
-from kaggle_kit.sources import Chunk, PackedSource, Source, open_source, read_images
+from kaggle_kit.sources import Chunk, JoinedSource, PackedSource, Source, open_source, read_images
 from kaggle_kit.sources.wide_parquet import WideParquetSource
 
 
@@ -96,7 +96,7 @@ class TestKeys:
 
     def test_another_kind_is_packed_again(self, files: Toy, tmp_path: Path) -> None:
         assert pack_train(files.task, files.data, tmp_path / "p").kind == "raw"
-        assert pack_train(files.task, files.data, tmp_path / "p", kind="encoded").kind == "encoded"
+        assert pack_train(files.task, files.data, tmp_path / "p", kind="encoded", replace=True).kind == "encoded"
         assert pack_train(files.task, files.data, tmp_path / "p").kind == "encoded"  # auto takes what is there
 
     def test_images_without_a_label_are_counted(
@@ -201,23 +201,38 @@ class TestInterruptions:
         monkeypatch.undo()
         assert (read_images(store) == read_images(source)).all()
         store.verify()
-        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        assert list(tmp_path.glob(".*.packing")) == []
 
-    def test_a_part_that_never_reached_the_disk_is_written_again(self, wide: Toy, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "damage",
+        [
+            lambda work: flip(work / "images.npy", 128 + 9),
+            lambda work: next(work.glob("part-*.npz")).write_bytes(b""),
+            lambda work: next(work.glob("part-*.npz")).write_bytes(b"PK"),
+        ],
+    )
+    def test_a_part_that_never_reached_the_disk_is_written_again(self, wide: Toy, tmp_path: Path, damage) -> None:
         source = open_source(wide.task, "train", wide.data)
-        parts = iter(source.parts())
-        with pytest.raises(KeyboardInterrupt):
-            pack(source, tmp_path / "p", key=key_of(source), advance=lambda n: next(parts) and n and _interrupt(n))
+        calls = interrupt_at(3)
+        with pytest.raises(KeyboardInterrupt):  # in the second part; advance is first called with what was done: none
+            pack(source, tmp_path / "p", key=key_of(source), advance=lambda _: next(calls))
         (work,) = tmp_path.glob(".p.packing")
-        flip(work / "images.npy", 128 + 9)
+        assert len(list(work.glob("part-*.npz"))) == 1
+        damage(work)
         store = pack(source, tmp_path / "p", key=key_of(source))
         store.verify()
         assert (read_images(store) == read_images(source)).all()
 
     def test_two_processes_pack_once(self, wide: Toy, tmp_path: Path) -> None:
         code = (
-            "import sys; from pathlib import Path; from conftest import wide_task; "
-            "from kaggle_kit.packing.competition import pack_train; "
+            "import time; from pathlib import Path; from conftest import wide_task; import kaggle_kit.packing as p\n"
+            "from kaggle_kit.packing.competition import pack_train\n"
+            "write = p.write_part\n"
+            "def slowly(*a, **k):\n"
+            f"    with open({str(tmp_path / 'packed')!r}, 'a') as said: said.write('once\\n')\n"
+            "    time.sleep(1); write(*a, **k)\n"
+            "p.write_part = slowly\n"
+            "p.part_is_done = lambda *a, **k: False\n"
             f"print(pack_train(wide_task(), Path({str(wide.data)!r}), Path({str(tmp_path / 'p')!r})).key)"
         )
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
@@ -225,9 +240,10 @@ class TestInterruptions:
             subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
             for _ in range(2)
         ]
-        keys = {child.communicate()[0] for child in children}
+        said = [child.communicate() for child in children]
         assert [child.returncode for child in children] == [0, 0]
-        assert len(keys) == 1
+        assert len({key for key, _ in said}) == 1
+        assert (tmp_path / "packed").read_text() == 3 * "once\n"  # a part each
         PackedSource(tmp_path / "p").verify()
 
     def test_a_disk_that_is_too_small_is_said_before_anything_is_written(
@@ -236,7 +252,7 @@ class TestInterruptions:
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
         with pytest.raises(DataError, match=r"needs 0.00 GB; the disk has 0.00 GB free; free some"):
             pack_train(wide.task, wide.data, tmp_path / "p")
-        assert list(tmp_path.glob(".p*")) == []
+        assert list(tmp_path.glob(".p.packing")) == []
 
     @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size with Linux's resource limits")
     @pytest.mark.parametrize("kind", ["raw", "encoded"])
@@ -250,17 +266,20 @@ class TestInterruptions:
         )
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert "failed: File too large; nothing was kept" in done.stdout
-        assert list(tmp_path.glob("*p")) == list(tmp_path.glob(".p*")) == []
+        assert "failed: File too large; free some of the disk; nothing was kept" in done.stdout
+        assert list(tmp_path.glob("*p")) == list(tmp_path.glob(".p.packing")) == []
 
-    def test_several_processes_write_what_one_does(self, files: Toy, tmp_path: Path) -> None:
-        alone = pack_train(files.task, files.data, tmp_path / "a")
-        many = pack_train(files.task, files.data, tmp_path / "b", num_workers=2)
+    @pytest.mark.parametrize("kind", ["raw", "encoded"])
+    def test_several_processes_write_what_one_does(self, wide: Toy, tmp_path: Path, kind) -> None:
+        alone = pack_train(wide.task, wide.data, tmp_path / "a", kind=kind)
+        many = pack_train(wide.task, wide.data, tmp_path / "b", kind=kind, num_workers=2)  # three parts
+        many.verify()
         assert (alone.hashes == many.hashes).all()
-        assert list(many.broken) == ["3.jpg"]
+        assert (read_images(alone) == read_images(many)).all()
 
 
-def _interrupt(_: int) -> None:
+def interrupt_at(call: int) -> Iterator[None]:
+    yield from [None] * (call - 1)
     raise KeyboardInterrupt
 
 
@@ -302,6 +321,35 @@ class TestTags:
         run = train_run(wide.task, config, data=wide.data, folds=folds, out=tmp_path / "r", packed=tmp_path / "p")
         assert "30 images tagged 'old' train every fold" in capsys.readouterr().err
         assert sorted(run.oof().ids) == sorted(folds.ids)
+
+    def test_a_store_with_added_images_is_found_beside_the_folds(self, wide: Toy, older: Toy, tmp_path: Path) -> None:
+        tagged = [Tagged(tag="old", task=older.task, data=older.data)]
+        packed = pack_train(wide.task, wide.data, tmp_path / "mine", tagged=tagged)
+        assert pack_train(wide.task, wide.data, beside=tmp_path).folder == packed.folder
+
+    def test_bare_and_encoded_images_are_stored_encoded_as_they_are_read(
+        self, wide: Toy, files: Toy, tmp_path: Path
+    ) -> None:
+        images = dataclasses.replace(files.task.images, channels=1)
+        gray = open_source(dataclasses.replace(files.task, images=images), "train", files.data, on_broken="blank")
+        bare = open_source(wide.task.with_stored(files.task.stored), "train", wide.data)  # type: ignore[arg-type]
+        joined = JoinedSource({"": bare, "photos": gray})
+        store = pack(joined, tmp_path / "p", key=key_of(joined), kind="encoded")
+        assert (read_images(store) == read_images(joined)).all()
+
+    def test_added_images_that_equal_validation_images_are_left_out_of_the_fold(
+        self, wide: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from kaggle_kit.train.config import LoaderConfig, ModelConfig, TrainConfig
+        from kaggle_kit.train.crossval import train_run
+
+        pack_train(wide.task, wide.data, tmp_path / "p", tagged=[Tagged(tag="same", task=wide.task, data=wide.data)])
+        config = TrainConfig(model=ModelConfig(name="test_resnet"), loader=LoaderConfig(batch_size=8), epochs=1)
+        folds = make_folds(read_labels(wide.task, wide.data), num_folds=2)
+        sizes = [int((folds.fold == fold).sum()) for fold in range(2)]
+        train_run(wide.task, config, data=wide.data, folds=folds, out=tmp_path / "r", packed=tmp_path / "p", only=0)
+        said = capsys.readouterr().err
+        assert any(f"{size} added images equal validation images" in said for size in (sizes[0], sizes[0] + 1))
 
     def test_added_images_of_other_classes_are_refused_by_training(self, wide: Toy, older: Toy, tmp_path: Path) -> None:
         from kaggle_kit.train.config import ModelConfig, TrainConfig

@@ -200,7 +200,7 @@ def plain_of(task: Task) -> dict[str, Any]:
 def make_packed(data: Path, num: int, *, kind: Any) -> Made:
     made = make_files(data, num)
     source = made.open()
-    pack(source, data / "packed", key=SourceKey(source, None), stored=made.task.stored, kind=kind)
+    pack(source, data / "packed", key=SourceKey(source, None), kind=kind)
     task = task_of(format="packed", train="packed", test="packed")
     return Made(task=task, data=data, ids=made.ids, images=made.images)
 
@@ -237,7 +237,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let chunks, jobs and parts end within a few images."""
     from kaggle_kit.sources import arrays, encoded, packed
 
-    monkeypatch.setattr(encoded, "IMAGES_AT_ONCE", 4)
+    monkeypatch.setattr(encoded, "MAX_IMAGES_AT_ONCE", 4)
     monkeypatch.setattr(encoded, "IMAGES_A_JOB", 3)
     monkeypatch.setattr(encoded, "ROWS_A_PART", 5)
     monkeypatch.setattr(arrays, "CHUNK_BYTES", 3 * HEIGHT * WIDTH)
@@ -483,7 +483,7 @@ def test_broken_images_are_blank_and_counted_or_an_error_that_names_them(tmp_pat
     expected = made.images.copy()
     expected[[2, 6]] = 0
     blank = open_source(made.task, "train", tmp_path, on_broken="blank")
-    store = pack(blank, tmp_path / "packed", key=SourceKey(blank, None), stored=made.task.stored, kind=kind)
+    store = pack(blank, tmp_path / "packed", key=SourceKey(blank, None), kind=kind)
     store.verify()
     for source in (blank, store, JoinedSource({"": store})):
         chunks = list(source.chunks())
@@ -501,7 +501,7 @@ def test_a_store_of_broken_images_only_can_be_opened(tmp_path: Path) -> None:
     made = make_files(tmp_path, 3)
     write_files(tmp_path / "images", {f"{name}.png": b"broken" for name in made.ids})
     blank = open_source(made.task, "train", tmp_path, on_broken="blank")
-    store = pack(blank, tmp_path / "packed", key=SourceKey(blank, None), stored=made.task.stored, kind="encoded")
+    store = pack(blank, tmp_path / "packed", key=SourceKey(blank, None), kind="encoded")
     assert len(store.broken) == 3
     assert not read_images(PackedSource(tmp_path / "packed")).any()
 
@@ -539,7 +539,7 @@ def climbing_out(path: Path) -> None:
             r"images.zip is no whole zip file .*download it again",
         ),
         (lambda path: path.write_bytes(b""), r"images.zip is no whole zip file"),
-        (climbing_out, r"images.zip holds path\(s\) that leave it: '../x.png'; do not trust it"),
+        (climbing_out, r"images.zip holds path\(s\) that leave it, .*: '../x.png'; pack it anew"),
         (encrypt_first, r"image 'img_3', .*images.zip/train/img_3.png: cannot be read .*is encrypted"),
         (
             lambda path: spoil_local_header(path, 60, 99),
@@ -573,9 +573,7 @@ def test_names_in_two_class_folders_are_named(tmp_path: Path, archive: bool) -> 
             opened.writestr("dog/img_3.png", b"x")
     else:
         write_files(tmp_path / "images", {"dog/img_3.png": b"x"})
-    with pytest.raises(
-        DataError, match=r"'img_3.png' in several folders: .*'dog/img_3.png'.*; write ids as class/name"
-    ):
+    with pytest.raises(DataError, match=r"'img_3.png' several times: .*'dog/img_3.png'.*; write ids as class/name"):
         made.open()
 
 

@@ -179,14 +179,16 @@ def test_packing_again_when_the_images_changed(wide: Toy, tmp_path: Path) -> Non
     shard = wide.data / "train_0.parquet"
     rewrite(shard, lambda t: t.set_column(t.column_names.index("3"), "3", pa.array([9] * len(t), pa.uint8())))
     assert SourceKey(open_source(wide.task, "train", wide.data), None).content != before
-    assert pack_train(wide.task, wide.data, tmp_path / "packed").read(0)[0, 3, 0] == 9
+    with pytest.raises(DataError, match="packed was packed from other files or settings than now"):
+        pack_train(wide.task, wide.data, tmp_path / "packed")
+    assert pack_train(wide.task, wide.data, tmp_path / "packed", replace=True).read(0)[0, 3, 0] == 9
 
 
 def test_packing_leaves_nothing_behind_when_it_fails(files: Toy, tmp_path: Path) -> None:
     source = open_source(files.task, "train", files.data)
     with pytest.raises(ImageError):
         pack(source, tmp_path / "packed", key=SourceKey(source, None))
-    assert list(tmp_path.glob("*packed*")) == []
+    assert list(tmp_path.glob("*packed")) == list(tmp_path.glob("*.packing")) == []
 
 
 def test_packing_refuses_a_folder_of_other_things(wide: Toy, tmp_path: Path) -> None:

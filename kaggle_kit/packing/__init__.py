@@ -8,33 +8,32 @@ which every training calls, finds what was lost.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import errno
 import json
 import multiprocessing
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from kaggle_kit.errors import DataError, KitError
+from kaggle_kit.errors import DataError, ImageError
 from kaggle_kit.files import check_replaceable, put_folder
 from kaggle_kit.machine import num_cores, share_cores
 from kaggle_kit.packing.keys import SourceKey
 from kaggle_kit.packing.parts import StoreSpec, assemble_store, part_is_done, write_part
 from kaggle_kit.progress import say
 from kaggle_kit.sources import PackedSource, Source, fixed_shape
-from kaggle_kit.sources.packed import INDEX_FILES, META, read_meta
-from kaggle_kit.task import Stored
+from kaggle_kit.sources.packed import FORMAT, INDEX_FILES, META, Kind, read_meta
 
-Kind = Literal["raw", "encoded"]
 RAW_LIMIT_BYTES = 16_000_000_000
 CORES_A_PROCESS = 4
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 STEP_BYTES = 64 << 20
 
 
@@ -89,7 +88,6 @@ def pack(
     folder: Path,
     *,
     key: SourceKey,
-    stored: Stored | None = None,
     kind: Kind | Literal["auto"] = "auto",
     num_workers: int | None = None,
     notes: Mapping[str, object] | None = None,
@@ -101,7 +99,6 @@ def pack(
         source: The images.
         folder: Where the store goes; a store of other images is replaced.
         key: What the images and their storing are known by.
-        stored: How an encoded store's images are brought to the source's shape; None: they have it.
         kind: `raw`, `encoded`, or `auto`: see `plan_packing`.
         num_workers: Processes; 0 for this one; None: chosen by the source and the cores.
         notes: JSON-ready values that the store keeps.
@@ -111,10 +108,8 @@ def pack(
         DataError: When the folder holds something else, the disk is too small, or an image is broken and the
             source was opened to say so.
     """
-    from filelock import FileLock
-
     folder = folder.resolve()
-    with _said_once(FileLock(_lock_path(folder)), folder):
+    with _lock(folder):
         there = find_packed(folder, key, kind)
         if there is not None:
             return there
@@ -124,14 +119,13 @@ def pack(
         work = _start_work(folder, plan, key)
         try:
             _write_parts(source, work, plan, num_workers, advance or (lambda _: None))
-            spec = StoreSpec(kind=plan.kind, key=key, stored=stored, notes=notes or {})
-            assemble_store(source, work, spec)
+            assemble_store(source, work, StoreSpec(kind=plan.kind, key=key, notes=notes or {}))
             put_folder(work, folder)
-        except (KitError, OSError) as error:
+        except ImageError:
             shutil.rmtree(work, ignore_errors=True)
-            if isinstance(error, KitError):
-                raise
-            raise DataError(f"packing into {folder} failed: {error.strerror or error}; nothing was kept") from None
+            raise
+        except OSError as error:
+            raise _failed(folder, work, error) from None
     return PackedSource(folder)
 
 
@@ -143,11 +137,12 @@ def own_files(folder: Path) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _said_once(lock: object, folder: Path) -> Iterator[None]:
-    """Hold a file lock, and say so when somebody else has it."""
-    from filelock import BaseFileLock, Timeout
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time pack into a folder; its lock lies beside it, so that all machines that see it agree."""
+    from filelock import FileLock, Timeout
 
-    assert isinstance(lock, BaseFileLock)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -159,10 +154,12 @@ def _said_once(lock: object, folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _lock_path(folder: Path) -> Path:
-    """Return a lock's place outside of the folder's parent, which belongs to the user."""
-    name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"kaggle-kit-{os.environ.get('USER', '')}-{name}.lock"
+def _failed(folder: Path, work: Path, error: OSError) -> DataError:
+    """Return what to raise; only a full disk makes what was packed so far useless."""
+    if error.errno in FULL:
+        shutil.rmtree(work, ignore_errors=True)
+        return DataError(f"packing into {folder} failed: {error.strerror}; free some of the disk; nothing was kept")
+    return DataError(f"packing into {folder} failed: {error.strerror or error}; pack again, and it goes on there")
 
 
 def _start_work(folder: Path, plan: PackPlan, key: SourceKey) -> Path:
@@ -172,7 +169,7 @@ def _start_work(folder: Path, plan: PackPlan, key: SourceKey) -> Path:
         DataError: When the disk is too small.
     """
     work = folder.parent / f".{folder.name}.packing"
-    wanted = json.dumps({"kind": plan.kind, "key": key.as_plain()})
+    wanted = json.dumps({"format": FORMAT, "kind": plan.kind, "key": key.as_plain()})
     with contextlib.suppress(OSError):
         if (work / "plan.json").read_text(encoding="utf-8") == wanted:
             say(f"going on with a packing that was interrupted: {work}")
@@ -204,14 +201,35 @@ def _write_parts(
             write_part(source, work, part, raw=plan.kind == "raw", advance=advance)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, share_cores, (workers,)) as pool:
-        jobs = {pool.submit(write_part, source, work, part, raw=plan.kind == "raw"): part for part in left}
+    with ProcessPoolExecutor(workers, context, _Worker.start, (source, work, plan.kind == "raw", workers)) as pool:
+        jobs = {pool.submit(_Worker.write, part): part for part in left}
         try:
             for job in as_completed(jobs):
                 job.result()
                 advance(len(jobs[job]))
+        except BrokenProcessPool:
+            raise DataError(
+                f"a process died while packing into {work.parent}, perhaps for want of memory; pack again with fewer "
+                "`--workers`: it goes on where it was"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+class _Worker:
+    """What a packing process was given once, not with every part."""
+
+    given: tuple[Source, Path, bool]
+
+    @classmethod
+    def start(cls, source: Source, work: Path, raw: bool, num_workers: int) -> None:
+        cls.given = source, work, raw
+        share_cores(num_workers)
+
+    @classmethod
+    def write(cls, part: range) -> None:
+        source, work, raw = cls.given
+        write_part(source, work, part, raw=raw)
 
 
 def _default_workers(source: Source, left: list[range]) -> int:
@@ -233,8 +251,7 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
     if 0 in shape:
         np.save(beside.with_suffix(".npy"), np.zeros(shape, np.uint8))
         return
-    del_me = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
-    del del_me
+    np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=shape)
     size = beside.stat().st_size
     with beside.open("r+b") as file:
         if hasattr(os, "posix_fallocate"):

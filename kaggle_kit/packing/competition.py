@@ -14,12 +14,12 @@ import numpy as np
 
 from kaggle_kit.errors import DataError, SettingError, some_of
 from kaggle_kit.labels import Labels, read_labels
-from kaggle_kit.packing import Kind, find_packed, pack, plan_packing
+from kaggle_kit.packing import find_packed, pack, plan_packing
 from kaggle_kit.packing.keys import SourceKey
 from kaggle_kit.progress import progress_bar, say
 from kaggle_kit.sources import JoinedSource, PackedSource, Source, check_ids, open_source
-from kaggle_kit.sources.packed import META, read_meta
-from kaggle_kit.task import Task, task_from_plain, task_to_plain
+from kaggle_kit.sources.packed import META, Kind, read_meta
+from kaggle_kit.task import Images, Task, task_from_plain, task_to_plain
 
 DEFAULT_FOLDER = "packed_images"
 
@@ -57,7 +57,7 @@ def pack_train(
     tagged: Sequence[Tagged] | None = None,
     kind: Kind | Literal["auto"] = "auto",
     num_workers: int | None = None,
-    replace: bool = True,
+    replace: bool = False,
 ) -> PackedSource:
     """Pack a competition's train images, unless they are packed already; then check that none has changed.
 
@@ -78,35 +78,27 @@ def pack_train(
         DataError: When the label file names images that are not there, or the store holds others.
     """
     if task.images.format == "packed":
-        return _checked(_opened(task, data), task, data)
-    if tagged is None:
-        tagged = tagged_of(folder) if folder is not None else ()
-    source = _opened(task, data, tagged)
-    _compare_with_labels(source, task, data, tagged)
-    key = SourceKey(source, [task.images, task.stored, [_plain(one) for one in tagged]])
-    store = folder or _default_store(task, key, beside)
-    there = find_packed(store, key, kind)
+        return _checked(_opened_packed(task, data, folder, tagged), task, data)
+    if folder is not None:
+        wanted = _Wanted(task, data, tagged_of(folder) if tagged is None else tagged)
+        store, there = folder, find_packed(folder, wanted.key, kind)
+    else:
+        wanted, store, there = _find_beside(task, data, beside, kind)
     if there is not None:
         say(f"packed images: {store}, unchanged")
         return _checked(there, task, data)
     if not replace and (store / META).is_file():
+        PackedSource(store)  # says so where it is damaged
         raise DataError(
-            f"{store} was packed from other files or settings than now (stored size {task.stored_size}); leave "
-            "`packed` out, name another folder, or pack again with `kaggle-kit pack`"
+            f"{store} was packed from other files or settings than now (stored size {task.stored_size}); name another "
+            "folder, leave it out, or replace it with `kaggle-kit pack`"
         )
+    source, key = wanted.source, wanted.key
+    wanted.compare_with_labels()
     say(f"{plan_packing(source, kind).arithmetic}; content {key.content}")
     with progress_bar(len(source), "packing", unit="image") as bar:
-        extra = {"tagged": [_plain(one) for one in tagged]}
-        return pack(
-            source,
-            store,
-            key=key,
-            stored=task.stored,
-            kind=kind,
-            num_workers=num_workers,
-            notes=extra,
-            advance=bar.update,
-        )
+        notes = {"tagged": [_plain(one) for one in wanted.tagged]}
+        return pack(source, store, key=key, kind=kind, num_workers=num_workers, notes=notes, advance=bar.update)
 
 
 def tagged_of(folder: Path) -> list[Tagged]:
@@ -117,27 +109,66 @@ def tagged_of(folder: Path) -> list[Tagged]:
     return []
 
 
-def _opened(task: Task, data: Path, tagged: Sequence[Tagged] = ()) -> Any:
-    own = open_source(task, "train", data, on_broken="blank")
-    if not tagged:
-        return own
-    assert task.stored is not None
-    others: dict[str, Source] = {}
-    for one in tagged:
-        if one.tag in others:
-            raise SettingError(f"tag {one.tag!r} is given twice; every added source needs its own")
-        fitted = one.task.with_stored(task.stored)
-        others[one.tag] = open_source(fitted, "train", one.data, on_broken="blank")
-    return JoinedSource({"": own, **others})
+class _Wanted:
+    """The images that a store should hold, opened, and what they are known by."""
+
+    def __init__(self, task: Task, data: Path, tagged: Sequence[Tagged]) -> None:
+        self._task = task
+        self._data = data
+        self.tagged = tagged
+        sources = {"": open_source(task, "train", data, on_broken="blank")}
+        for one in tagged:
+            if one.tag in sources:
+                raise SettingError(f"tag {one.tag!r} is given twice; every added source needs its own")
+            fitted = dataclasses.replace(one.task, stored=task.stored)
+            sources[one.tag] = open_source(fitted, "train", one.data, on_broken="blank")
+        self.source: Source = JoinedSource(sources) if tagged else sources[""]
+        kinds = {"": task.images, **{one.tag: one.task.images for one in tagged}}
+        self.key = SourceKey(self.source, [task.stored, {tag: _read_as(images) for tag, images in kinds.items()}])
+
+    def compare_with_labels(self) -> None:
+        """Refuse labels without an image; say how many images have no label."""
+        own = read_labels(self._task, self._data).ids
+        check_ids(self.source, own, where=str(self._data / self._task.labels.file))
+        others = [(one.labels().ids, str(one.data / one.task.labels.file)) for one in self.tagged]
+        for ids, where in others:
+            check_ids(self.source, ids, where=where)
+        unlabelled = self.source.ids[~np.isin(self.source.ids, np.concatenate([own, *(ids for ids, _ in others)]))]
+        if len(unlabelled):
+            say(f"{len(unlabelled):,} images have no label and will not be trained on: {some_of(unlabelled)}")
 
 
-def _compare_with_labels(source: Source, task: Task, data: Path, tagged: Sequence[Tagged]) -> None:
-    """Refuse labels without an image; say how many images have no label."""
-    labelled = np.concatenate([read_labels(task, data).ids, *(one.labels().ids for one in tagged)])
-    check_ids(source, labelled, where=str(data / task.labels.file))
-    unlabelled = source.ids[~np.isin(source.ids, labelled)]
-    if len(unlabelled):
-        say(f"{len(unlabelled):,} images have no label and will not be trained on: {some_of(unlabelled)}")
+def _read_as(images: Images) -> list[object]:
+    """Return what decides about pixels; where they lie does not."""
+    return [images.format, images.channels, images.height, images.width, images.image]
+
+
+def _find_beside(
+    task: Task, data: Path, beside: Path, kind: Kind | Literal["auto"]
+) -> tuple[_Wanted, Path, PackedSource | None]:
+    """Return a store of these images, whatever was added to it, or the place for a new one.
+
+    What is packed is in a new store's name, so that none replaces another.
+    """
+    plain = _Wanted(task, data, ())
+    stores = [path.parent for pattern in ("*", f"{DEFAULT_FOLDER}/*") for path in beside.glob(f"{pattern}/{META}")]
+    for store in sorted(stores):
+        tagged = tagged_of(store)
+        with contextlib.suppress(DataError):
+            wanted = _Wanted(task, data, tagged) if tagged else plain
+            there = find_packed(store, wanted.key, kind)
+            if there is not None:
+                return wanted, store, there
+    size = "x".join(map(str, task.stored_size))
+    return plain, beside / DEFAULT_FOLDER / f"{task.name}-{size}-{plain.key.short}", None
+
+
+def _opened_packed(task: Task, data: Path, folder: Path | None, tagged: Sequence[Tagged] | None) -> PackedSource:
+    if folder is not None or tagged:
+        raise SettingError("images of format 'packed' are packed already; leave the folder and added images out")
+    source = open_source(task, "train", data)
+    assert isinstance(source, PackedSource)
+    return source
 
 
 def _plain(tagged: Tagged) -> dict[str, Any]:
@@ -150,18 +181,3 @@ def _checked(store: PackedSource, task: Task, data: Path) -> PackedSource:
     with progress_bar(len(store), "checking packed images", unit="image") as bar:
         store.verify(advance=bar.update)
     return store
-
-
-def _default_store(task: Task, key: SourceKey, beside: Path) -> Path:
-    """Return a store of just these images, or a new place: what is packed is in its name, so none replaces another.
-
-    Stores whose files have the same sizes and times are looked for first: contents need not be hashed then.
-    """
-    stores = [path.parent for pattern in ("*", f"{DEFAULT_FOLDER}/*") for path in beside.glob(f"{pattern}/{META}")]
-    for there in sorted(stores):
-        with contextlib.suppress(DataError):
-            known = read_meta(there)["key"]
-            if (known["settings"], known["stats"]) == (key.settings, key.stats):
-                return there
-    size = "x".join(map(str, task.stored_size))
-    return beside / DEFAULT_FOLDER / f"{task.name}-{size}-{key.short}"

@@ -11,11 +11,14 @@ from functools import cached_property
 from pathlib import Path
 
 from kaggle_kit.machine import num_cores
+from kaggle_kit.pixels import PIXELS_VERSION
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.settings import plain
 from kaggle_kit.sources import Source
+from kaggle_kit.sources.protocol import split_rows
 
 BLOCK_BYTES = 4 << 20
+BLOCKS_AT_ONCE = 4096
 
 
 class SourceKey:
@@ -38,7 +41,7 @@ class SourceKey:
         found = [(path.name, state.st_size, state.st_mtime_ns) for path, state in states.items()]
         self.stats = _digest(json.dumps(found))
         shown = source.shape if isinstance(source.shape, str) else list(source.shape)
-        self.settings = _digest(json.dumps([plain(settings), shown, source.ids.tolist()]))
+        self.settings = _digest(json.dumps([PIXELS_VERSION, plain(settings), shown, source.ids.tolist()]))
 
     @cached_property
     def content(self) -> str:
@@ -46,9 +49,10 @@ class SourceKey:
         blocks = [(path, at) for path, size in self._files.items() for at in range(0, max(size, 1), BLOCK_BYTES)]
         digests = []
         with ThreadPoolExecutor(num_cores()) as pool, progress_bar(self.num_bytes, "reading", unit="B") as bar:
-            for digest, num_bytes in pool.map(_check_block, blocks):
-                digests.append(digest)
-                bar.update(num_bytes)
+            for some in split_rows(0, len(blocks), BLOCKS_AT_ONCE):
+                for digest, num_bytes in pool.map(_check_block, blocks[some.start : some.stop]):
+                    digests.append(digest)
+                    bar.update(num_bytes)
         return _digest("".join(digests))
 
     @property

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,9 @@ from kaggle_kit.machine import decoding_pool
 from kaggle_kit.packing.keys import SourceKey
 from kaggle_kit.pixels import Image, encode_png
 from kaggle_kit.settings import plain
-from kaggle_kit.sources import Chunk, Source, fixed_shape
-from kaggle_kit.sources.packed import FORMAT, HASH_BYTES, META, Hashes, digest_of, hash_images, part_file
+from kaggle_kit.sources import Chunk, JoinedSource, Source, fixed_shape
+from kaggle_kit.sources.packed import FORMAT, HASH_BYTES, META, Hashes, Kind, digest_of, hash_images, part_file
 from kaggle_kit.sources.protocol import Sizes, split_rows
-from kaggle_kit.task import Stored
 
 Sums = npt.NDArray[np.float64]
 Places = npt.NDArray[np.int64]
@@ -35,13 +35,11 @@ class StoreSpec:
     Attributes:
         kind: Pixels, or the images' own files.
         key: What the images are known by.
-        stored: How an encoded store's images are brought to the source's shape; None: they have it.
         notes: JSON-ready values to keep.
     """
 
-    kind: Literal["raw", "encoded"]
+    kind: Kind
     key: SourceKey
-    stored: Stored | None
     notes: Mapping[str, object]
 
 
@@ -99,16 +97,20 @@ def write_part(
 
 def part_is_done(work: Path, rows: range, *, raw: bool) -> bool:
     """Return whether a killed packing wrote this part, and all of it reached the file."""
-    path = _record_path(work, rows)
-    if not path.is_file():
+    try:
+        record = PartRecord.load(_record_path(work, rows))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):  # absent, or lost with the power
         return False
-    record = PartRecord.load(path)
+    if len(record.hashes) != len(rows):
+        return False
     if raw:
         images = np.load(work / "images.npy", mmap_mode="r")
         found = [hash_images(images[part.start : part.stop]) for part in split_rows(rows.start, rows.stop, ROWS_A_JOB)]
         return bool((np.concatenate(found) == record.hashes).all())
-    data = part_file(work, rows).read_bytes() if part_file(work, rows).is_file() else b""
-    return all(zlib.crc32(data[at : at + size]) == crc for at, size, crc in record.places.tolist())
+    if not part_file(work, rows).is_file():
+        return False
+    with part_file(work, rows).open("rb") as file:
+        return all(zlib.crc32(file.read(size)) == crc for _, size, crc in record.places.tolist())
 
 
 def assemble_store(source: Source, work: Path, spec: StoreSpec) -> None:
@@ -127,13 +129,12 @@ def assemble_store(source: Source, work: Path, spec: StoreSpec) -> None:
     for name, array in index.items():
         np.save(work / name, array)
     mean, std = _mean_and_std(record.sums)
-    bare = source.encoded_bytes() is None
-    tags = getattr(source, "tags", {"": range(len(source))})
+    tags = source.tags if isinstance(source, JoinedSource) else {"": range(len(source))}
     meta: dict[str, Any] = {
         "format": FORMAT,
         "kind": spec.kind,
         "shape": list(fixed_shape(source)),
-        "stored": None if bare or spec.stored is None else plain(spec.stored),
+        "stored": None if source.encoded_bytes() is None or source.stored is None else plain(source.stored),
         "key": spec.key.as_plain(),
         "mean": mean,
         "std": std,
@@ -204,8 +205,9 @@ def _append_one(data: bytes | memoryview, file: BinaryIO) -> tuple[int, int, int
 
 
 def _encoded(source: Source, chunk: Chunk) -> Iterator[bytes | memoryview]:
+    bare = source.encoded_bytes() is None  # of joined sources, one is: then all are stored as they are read
     for place, name in enumerate(chunk.ids.tolist()):
-        data = b"" if name in chunk.broken else source.encoded(chunk.start + place)
+        data = b"" if name in chunk.broken else None if bare else source.encoded(chunk.start + place)
         yield encode_png(chunk.images[place]) if data is None else data
 
 

@@ -73,8 +73,8 @@ def open_source(task: Task, split: Split, root: Path, *, on_broken: OnBroken = "
 def resolve_stored(task: Task, root: Path) -> Task:
     """Return the task with its stored size known: the one it has, or one worked out from the train images.
 
-    Images of one size are stored as they are. Others get the median height and width of an even sample, rounded to
-    8, with letterbox.
+    Bare pixels are stored as they are. Files get the size of an even sample where that is one, else its median height
+    and width, rounded to 8, with letterbox.
 
     Raises:
         DataError: When none of the sample can be decoded.
@@ -160,6 +160,8 @@ def _median_size(source: Source) -> tuple[int, int]:
         raise DataError(
             f"none of {tried} images tried in {source.describe()} can be decoded; check the task's `images`"
         )
+    if len(set(sizes)) == 1:
+        return int(sizes[0][0]), int(sizes[0][1])
     height, width = np.median(np.array(sizes), axis=0)
     return max(8, round(height / 8) * 8), max(8, round(width / 8) * 8)
 

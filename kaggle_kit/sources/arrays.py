@@ -101,7 +101,7 @@ class ArraySource:
         self._images: Image = images if images.ndim == 4 else images[..., None]
         self._listed = ids
         self._channels = channels
-        self._stored = stored
+        self.stored = stored
         self.ids: Text = np.arange(len(images)).astype(np.str_) if ids is None else ids
         height, width = images.shape[1:3] if stored is None else (stored.height, stored.width)
         self.shape: Shape | Literal["varies"] = (height, width, channels)
@@ -112,9 +112,7 @@ class ArraySource:
 
     def __reduce__(self) -> tuple[Callable[[], ArraySource], tuple[()]]:
         """Pickle as the path: another process maps the file itself."""
-        make = functools.partial(
-            ArraySource, self._path, ids=self._listed, channels=self._channels, stored=self._stored
-        )
+        make = functools.partial(ArraySource, self._path, ids=self._listed, channels=self._channels, stored=self.stored)
         return make, ()
 
     def describe(self) -> str:
@@ -160,7 +158,7 @@ class ArraySource:
 
     def _fitted(self, rows: range) -> Image:
         images = np.asarray(self._images[rows.start : rows.stop])
-        return fit_images(match_channels(images, self._channels), self._stored)
+        return fit_images(match_channels(images, self._channels), self.stored)
 
 
 def _check_images(images: npt.NDArray[Any], path: Path, stored: Stored | None) -> None:

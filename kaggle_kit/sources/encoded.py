@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +19,11 @@ from kaggle_kit.sources.protocol import Chunk, OnBroken, Shape, split_rows
 from kaggle_kit.tables import Text, check_unique
 from kaggle_kit.task import Stored
 
-IMAGES_AT_ONCE = 128
+MAX_IMAGES_AT_ONCE = 128
+BYTES_AT_ONCE = 32 << 20
+VARYING_AT_ONCE = 16
 IMAGES_A_JOB = 8
-ROWS_A_PART = 2048
+ROWS_A_PART = 8192
 MAX_FILE_BYTES = 1 << 30
 
 
@@ -68,7 +71,7 @@ class EncodedSource:
         self.blobs = blobs
         self.shape: Shape | Literal["varies"] = (stored.height, stored.width, channels) if stored else "varies"
         self._channels = channels
-        self._stored = stored
+        self.stored = stored
         self._on_broken = on_broken
 
     def __len__(self) -> int:
@@ -81,7 +84,7 @@ class EncodedSource:
             self.blobs,
             ids=self.ids,
             channels=self._channels,
-            stored=self._stored,
+            stored=self.stored,
             on_broken=self._on_broken,
         ), ()
 
@@ -109,7 +112,7 @@ class EncodedSource:
             raise self._named(row, error) from None
 
     def parts(self) -> list[range]:
-        """Return ranges of 2,048 rows."""
+        """Return ranges of 8,192 rows."""
         return split_rows(0, len(self), ROWS_A_PART)
 
     def read(self, row: int) -> Image:
@@ -125,7 +128,7 @@ class EncodedSource:
         if not 0 <= row < len(self):
             raise IndexError(row)
         try:
-            return read_stored(self.blobs.read(row), channels=self._channels, stored=self._stored)
+            return read_stored(self.blobs.read(row), channels=self._channels, stored=self.stored)
         except ImageError as error:
             raise self._named(row, error) from None
 
@@ -133,8 +136,11 @@ class EncodedSource:
         return ImageError(f"image {str(self.ids[row])!r}, {self.blobs.name(row)}: {error}")
 
     def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
-        """Yield images in row order, 128 at a time, while as many are decoded ahead by as many threads as cores."""
-        groups = split_rows(start, len(self) if stop is None else min(stop, len(self)), IMAGES_AT_ONCE)
+        """Yield images in row order, at most 128 or 32 MB at a time, while as many are decoded ahead by all cores."""
+        at_once = VARYING_AT_ONCE
+        if self.shape != "varies":
+            at_once = max(1, min(MAX_IMAGES_AT_ONCE, BYTES_AT_ONCE // math.prod(self.shape)))
+        groups = split_rows(start, len(self) if stop is None else min(stop, len(self)), at_once)
         with decoding_pool() as pool:
             ahead = self._submit(pool, groups[0], into) if groups else None
             for rows, following in itertools.pairwise([*groups, range(0)]):

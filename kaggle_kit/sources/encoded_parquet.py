@@ -15,7 +15,7 @@ from kaggle_kit.errors import DataError, ImageError, did_you_mean, some_of
 from kaggle_kit.sources.wide_parquet import first_line
 from kaggle_kit.tables import Text
 
-GROUPS_HELD = 2  # neighbouring rows of two row groups are decoded at once
+GROUPS_HELD = 4  # neighbouring rows of several small row groups are decoded at once
 
 
 class ParquetBlobs:

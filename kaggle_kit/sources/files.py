@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import re
@@ -125,7 +126,9 @@ def _list_zip(archive: Path, inside: str) -> list[str]:
         raise DataError(f"{archive} is no whole zip file ({error}); download it again") from None
     odd = [name for name in names if not is_plain_path(name)]
     if odd:
-        raise DataError(f"{archive} holds path(s) that leave it: {some_of(odd)}; do not trust it, download it again")
+        raise DataError(
+            f"{archive} holds path(s) that leave it, or are not written as folder/name: {some_of(odd)}; pack it anew"
+        )
     prefix = f"{inside}/" if inside else ""
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
@@ -150,7 +153,7 @@ def _placed(names: list[str], present: Iterable[str], folder: Path, class_folder
     several = [name for name in names if len(places[name]) > 1]
     if several:
         raise DataError(
-            f"{folder} holds {several[0]!r} in several folders: {some_of(places[several[0]])}; write ids as class/name"
+            f"{folder} holds {several[0]!r} several times: {some_of(places[several[0]])}; write ids as class/name"
         )
     return [places[name][0] for name in names]
 
@@ -167,8 +170,10 @@ class _FolderBlobs:
             if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE_BYTES:
                 raise _too_large(found.st_size)
             return path.read_bytes()
-        except OSError as error:
-            raise ImageError(f"cannot be read ({error.strerror}); replace or drop the file") from None
+        except FileNotFoundError:
+            raise ImageError("is gone; bring it back or drop the image") from None
+        except OSError as error:  # the disk's fault, not the image's: no blank for it
+            raise DataError(f"{path} cannot be read ({error.strerror}); check the disk, and start again") from None
 
     def name(self, row: int) -> str:
         return str(self._folder / self._paths[row])
@@ -202,6 +207,8 @@ class _ZipBlobs:
         except ImageError:
             raise
         except ZIP_ERRORS as error:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise DataError(f"{self._archive} cannot be read ({error.strerror}); check the disk") from None
             raise ImageError(f"cannot be read from the archive ({error}); replace or drop it") from None
 
     def _open(self) -> zipfile.ZipFile:

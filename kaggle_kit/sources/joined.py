@@ -26,6 +26,9 @@ class JoinedSource:
         if len(set(shapes.values())) != 1:
             raise DataError(f"images to be joined have shapes {shapes}; give their tasks one stored size and channels")
         (self.shape,) = set[Shape](shapes.values())
+        self.stored = next(iter(sources.values())).stored
+        if any(source.stored != self.stored for source in sources.values()):
+            raise DataError(f"images to be joined are stored in several ways; give their tasks one `stored`: {shapes}")
         self.ids: Text = np.concatenate(
             [np.char.add(f"{tag}/", source.ids) if tag else source.ids for tag, source in sources.items()]
         )

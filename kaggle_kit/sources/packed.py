@@ -42,6 +42,7 @@ INDEX_FILES = ("ids.npy", "sizes.npy", "hashes.npy")
 CHUNK_BYTES = 32 << 20
 HASH_BYTES = 16
 Hashes = npt.NDArray[np.uint8]
+Kind = Literal["raw", "encoded"]
 
 
 class PackedSource:
@@ -51,6 +52,7 @@ class PackedSource:
         folder: Where it lies.
         ids: (N,) image ids.
         shape: (H, W, C) of every image.
+        stored: How an encoded store's images are brought to the shape; None where they have it.
         kind: `raw`: pixels, memory-mapped; `encoded`: the images' own files, decoded at every reading.
         key: Changes with the images' files and how they are stored.
         sizes: (N, 2) int32, height and width before the stored size; 0 for broken images.
@@ -76,9 +78,11 @@ class PackedSource:
 
     def _take(self, meta: dict[str, Any]) -> None:
         folder = self.folder
-        self.kind: Literal["raw", "encoded"] = meta["kind"]
+        self.kind: Kind = meta["kind"]
         self.key: str = f"{meta['key']['settings']}-{meta['key']['content']}"
         self.shape: Shape = tuple(meta["shape"])
+        self.stored = None if meta["stored"] is None else build(Stored, meta["stored"])
+        self._digest: str = meta["digest"]
         self.broken: dict[str, str] = meta["broken"]
         self.tags = {tag: range(*rows) for tag, rows in meta["tags"].items()}
         self.mean, self.std = np.array(meta["mean"]), np.array(meta["std"])
@@ -93,16 +97,15 @@ class PackedSource:
                 raise ValueError(f"images.npy holds {found[0]} {found[1]}")
             self._images: Image = images
             return
-        stored = None if meta["stored"] is None else build(Stored, meta["stored"])
         blobs = _PackedBlobs(folder, load["places.npy"], [range(*rows) for rows in meta["parts"]])
-        self._encoded = EncodedSource(blobs, ids=self.ids, channels=self.shape[2], stored=stored)
+        self._encoded = EncodedSource(blobs, ids=self.ids, channels=self.shape[2], stored=self.stored)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __reduce__(self) -> tuple[type[PackedSource], tuple[Path]]:
+    def __reduce__(self) -> tuple[Callable[[Path, str], PackedSource], tuple[Path, str]]:
         """Pickle as the folder's path: a worker process maps the same pages instead of getting a copy."""
-        return PackedSource, (self.folder,)
+        return _reopen, (self.folder, self._digest)
 
     def describe(self) -> str:
         """Return where the images lie, for messages."""
@@ -188,7 +191,7 @@ class PackedSource:
         return groups
 
     def verify(self, *, advance: Callable[[int], object] | None = None) -> None:
-        """Read every image and compare it with its hash.
+        """Read every image: raw ones are compared with their hashes, encoded ones' files with their checksums.
 
         Args:
             advance: Called with a number of images when so many more are checked.
@@ -220,6 +223,14 @@ class PackedSource:
         except ImageError:
             return False
         return True
+
+
+def _reopen(folder: Path, digest: str) -> PackedSource:
+    """Open a store in another process, unless it was packed anew since: rows would be others."""
+    store = PackedSource(folder)
+    if read_meta(folder)["digest"] != digest:
+        raise DataError(f"packed store {folder} was replaced while in use; start again, and pack elsewhere")
+    return store
 
 
 class _PackedBlobs:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from kaggle_kit.pixels import Image
 from kaggle_kit.tables import Text
+from kaggle_kit.task import Stored
 
 OnBroken = Literal["error", "blank"]
 Shape = tuple[int, int, int]
@@ -47,10 +48,12 @@ class Source(Protocol):
 
     Attributes:
         ids: (N,) image ids, no two alike.
-        shape: (H, W, C) of every image, or "varies" where they are read as they are, without a stored size.
+        stored: How encoded images are brought to the shape; None where they are read as they are.
+        shape: (H, W, C) of every image, or "varies" where there is no stored size.
     """
 
     ids: Text
+    stored: Stored | None
 
     @property
     def shape(self) -> Shape | Literal["varies"]:

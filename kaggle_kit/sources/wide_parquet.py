@@ -69,7 +69,7 @@ class WideParquetSource:
     def __init__(self, shards: Sequence[Path], *, images: Images, stored: Stored | None) -> None:
         self._shards = [_Shard(path, images) for path in shards]
         self._images = images
-        self._stored = stored
+        self.stored = stored
         parts = []
         for number, shard in enumerate(self._shards, start=1):
             parts.append(shard.read_ids())
@@ -87,7 +87,7 @@ class WideParquetSource:
     def __reduce__(self) -> tuple[Callable[[], WideParquetSource], tuple[()]]:
         """Pickle as paths: another process opens the shards itself."""
         paths = [shard.path for shard in self._shards]
-        return functools.partial(WideParquetSource, paths, images=self._images, stored=self._stored), ()
+        return functools.partial(WideParquetSource, paths, images=self._images, stored=self.stored), ()
 
     def describe(self) -> str:
         """Return where the images lie, for messages."""
@@ -139,7 +139,7 @@ class WideParquetSource:
                 if first < last:
                     yield self._chunk(at + first, piece[first:last], None if whole else into)
                 at += len(piece)
-            if rows.stop < len(self):
+            if group == len(shard.group_rows) - 1 and shard is not self._shards[-1]:
                 shard.close()
 
     def _groups(self) -> Iterator[tuple[_Shard, int, range]]:
@@ -160,7 +160,7 @@ class WideParquetSource:
 
     def _fitted(self, pixels: Image) -> Image:
         images = pixels.reshape(len(pixels), self._images.height, self._images.width, self._images.channels)
-        return fit_images(images, self._stored)
+        return fit_images(images, self.stored)
 
 
 class _Shard:

@@ -13,7 +13,7 @@ import torch
 
 from kaggle_kit.errors import DataError, KitError, SettingError, some_of
 from kaggle_kit.files import check_replaceable
-from kaggle_kit.folds import Folds, labels_hash
+from kaggle_kit.folds import Folds, Ints, labels_hash
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.metrics import score_classes
 from kaggle_kit.packing.competition import pack_train, tagged_of
@@ -66,7 +66,7 @@ def train_run(
     task = resolve_stored(task, data)
     labels = read_labels(task, data)
     _check_same_labels(folds, labels)
-    source = pack_train(task, data, packed, beside=beside or out.parent, replace=False)
+    source = pack_train(task, data, packed, beside=beside or out.parent)
     labels, folds = _usable_rows(labels, folds, source)
     added = _added_labels(task, source)
     _start_run(out)
@@ -76,14 +76,15 @@ def train_run(
     rows, added_rows = rows_of(labels.ids, source.ids), rows_of(added.ids, source.ids)
     results = {}
     for fold in wanted:
+        valid_rows = rows[folds.fold == fold]
         with _explained_out_of_memory(fold, config):
             results[fold] = train_fold(
                 task,
                 config,
                 source=source,
                 labels=aligned,
-                train_rows=np.concatenate([rows[folds.fold != fold], added_rows]),
-                valid_rows=rows[folds.fold == fold],
+                train_rows=np.concatenate([rows[folds.fold != fold], _unlike(added_rows, valid_rows, source)]),
+                valid_rows=valid_rows,
                 fold=fold,
                 folder=out / f"fold{fold}",
             )
@@ -175,6 +176,15 @@ def _added_labels(task: Task, source: PackedSource) -> Labels:
         ids=np.concatenate([np.zeros(0, np.str_), *(part.ids for part in parts)]),
         classes={h: np.concatenate([np.zeros(0, np.int64), *(p.classes[h] for p in parts)]) for h in task.heads},
     )
+
+
+def _unlike(added_rows: Ints, valid_rows: Ints, source: PackedSource) -> Ints:
+    """Return the added rows that equal no validation image: those would be learned by heart."""
+    groups = source.duplicate_groups()
+    equal = np.isin(groups[added_rows], groups[valid_rows])
+    if equal.any():
+        say(f"{int(equal.sum()):,} added images equal validation images and are left out of this fold")
+    return added_rows[~equal]
 
 
 def _labels_by_row(labels: Labels, added: Labels, source: PackedSource) -> Labels:
