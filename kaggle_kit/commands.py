@@ -48,6 +48,8 @@ def sample(options: argparse.Namespace) -> tuple[Result, int]:
 
 def folds(options: argparse.Namespace) -> tuple[Result, int]:
     """Divide the train images into folds."""
+    import numpy as np
+
     from kaggle_kit.files import check_output_file
     from kaggle_kit.folds import describe_duplicates, make_folds
     from kaggle_kit.labels import read_labels
@@ -59,9 +61,10 @@ def folds(options: argparse.Namespace) -> tuple[Result, int]:
     check_output_file(options.out, ".parquet", outside=options.data)
     task = read_task(options.task)
     labels = read_labels(task, options.data)
-    groups = None
+    groups, broken = None, 0
     if not options.labels_only:
         store = pack_train(resolve_stored(task, options.data), options.data, options.packed, beside=options.out.parent)
+        broken = int(np.isin(labels.ids, list(store.broken)).sum())
         groups = store.duplicate_groups()[rows_of(labels.ids, store.ids)]
     folds = make_folds(labels, options.scheme, num_folds=options.n, seed=options.seed, duplicates=groups)
     folds.save(options.out)
@@ -69,6 +72,8 @@ def folds(options: argparse.Namespace) -> tuple[Result, int]:
     unseen = int(folds.unseen.sum())
     print(f"{options.out}: {folds.num_folds} {folds.scheme} folds of {sizes} images")
     print(f"{unseen:,} of {len(labels):,} images show a combination of heads that no other fold shows")
+    if broken:
+        print(f"{broken:,} image(s) are broken; training leaves them out")
     duplicates = None if groups is None else describe_duplicates(labels, groups)
     print(duplicates.text if duplicates else "images were not looked at: equal images may lie in two folds")
     return {
@@ -93,19 +98,22 @@ def pack(options: argparse.Namespace) -> tuple[Result, int]:
         task = task.with_stored(_resized(task, options.size, options.fit))
     elif options.fit:
         raise SettingError("--fit says how --size is reached; give --size H W too, or set `stored` in the task")
+    chosen = task.stored is None
+    task = resolve_stored(task, options.data)
     store = pack_train(
-        resolve_stored(task, options.data),
+        task,
         options.data,
         options.out,
-        tagged=[Tagged(tag=tag, task=read_task(name), data=folder) for tag, name, folder in options.add],
+        tagged=[Tagged(tag=tag, task=read_task(name), data=folder) for tag, name, folder in options.add] or None,
         kind=options.kind,
         num_workers=options.workers,
         replace=True,
     )
     _print_store(store)
-    if options.size:
+    if options.size or chosen:
         stored = ", ".join(f"{name}: {value}" for name, value in plain(task.stored).items())
-        print(f"to train from it, put into the task: stored: {{{stored}}}")
+        why = "the images' own size" if chosen else "that size"
+        print(f"to keep to {why}, put into the task: stored: {{{stored}}}")
     return {
         "out": options.out,
         "images": len(store),

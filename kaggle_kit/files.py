@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kaggle_kit.errors import KitError, some_of
+from kaggle_kit.errors import DataError, KitError, some_of
 
 
 @contextmanager
@@ -47,6 +48,17 @@ def check_output_file(path: Path, suffix: str, *, outside: Path | None = None) -
     existing = next(parent for parent in path.resolve().parents if parent.exists())
     if not os.access(existing, os.W_OK):
         raise KitError(f"{path} cannot be written: {existing} is read-only; choose a folder you can write to")
+
+
+def check_local(path: Path) -> None:
+    """Refuse an address, such as `s3://bucket/data`, where a path is meant.
+
+    Raises:
+        DataError: Naming it.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):
+        address = re.sub(":/+", "://", str(path), count=1)
+        raise DataError(f"{address!r} is an address, not a folder; copy its files here, and give their folder")
 
 
 def check_replaceable(folder: Path, own: Collection[str], *, what: str, error: type[KitError]) -> None:

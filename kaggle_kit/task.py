@@ -118,7 +118,8 @@ class Images:
         for name in needed.get(self.format, ("train", "test")):
             value = getattr(self, name)
             if not value or (isinstance(value, int) and value < 0):
-                raise SettingError(f"`{name}` is missing or negative; format {self.format!r} needs it")
+                wrong = "negative" if value else "missing"
+                raise SettingError(f"`{name}` is {wrong}; format {self.format!r} needs it")
         for name in ("train", "test", "folder", "test_folder", "test_list"):
             check_below(name, getattr(self, name))
 

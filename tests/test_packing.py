@@ -66,7 +66,7 @@ class TestStores:
     def test_the_arithmetic_decides_and_is_shown(self, files: Toy) -> None:
         source = open_source(files.task, "train", files.data)
         assert plan_packing(source).kind == "raw"
-        assert "20 images x 24 x 32 x 3 = 0.00 GB raw" in plan_packing(source).arithmetic
+        assert "20 images x 24 x 32 x 3 = 0.05 MB raw" in plan_packing(source).arithmetic
         many = dataclasses.make_dataclass("Many", ["shape"])((2000, 2000, 3))
         many.__class__.__len__ = lambda self: 1 + RAW_LIMIT_BYTES // 12_000_000  # type: ignore[attr-defined]
         many.__class__.encoded_bytes = lambda self: 1_000_000  # type: ignore[attr-defined]
@@ -253,6 +253,13 @@ class TestInterruptions:
         with pytest.raises(DataError, match=r"needs 0.00 GB; the disk has 0.00 GB free; free some"):
             pack_train(wide.task, wide.data, tmp_path / "p")
         assert list(tmp_path.glob(".p.packing")) == []
+
+    def test_a_place_that_cannot_be_written_is_said_instead_of_waited_for(self, wide: Toy, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(DataError, match=r"file cannot be written to \(.*\); choose another folder"):
+            pack_train(wide.task, wide.data, tmp_path / "file" / "p")
+        with pytest.raises(DataError, match="'s3://bucket/packed' is an address, not a folder"):
+            pack_train(wide.task, wide.data, Path("s3://bucket/packed"))
 
     @pytest.mark.skipif(sys.platform != "linux", reason="limits a file's size with Linux's resource limits")
     @pytest.mark.parametrize("kind", ["raw", "encoded"])

@@ -545,7 +545,10 @@ def climbing_out(path: Path) -> None:
             lambda path: spoil_local_header(path, 60, 99),
             r"image 'img_3', .*images.zip/train/img_3.png: cannot be read from the archive \(Bad CRC-32",
         ),
-        (without_member, r"images.zip/train lacks 1 of 3 images: 'img_3.png'; check the download"),
+        (
+            without_member,
+            r"images.zip/train lacks 1 of 3 images: 'img_3.png'; it holds 'img_10.png', 'img_17.png'; check",
+        ),
         (lambda path: path.unlink(), r"there is no image folder '.*images.zip/train'"),
     ],
 )
@@ -704,7 +707,7 @@ def test_null_images_of_parquet_are_blank_where_asked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("root", ["s3://bucket/data", "https://example.org/data.zip", "gs://x"])
 def test_addresses_are_no_data_folders(root: str) -> None:
-    with pytest.raises(DataError, match="is an address, not a folder; download the data and give its folder"):
+    with pytest.raises(DataError, match="is an address, not a folder; copy its files here"):
         open_source(task_of(format="array", train="x.npy", test="x.npy"), "train", Path(root))
 
 

@@ -36,7 +36,7 @@ def test_ships_maps_class_names_to_file_values() -> None:
         (["submission", "row_id"], "{image}_{head}", r"it must hold \{image_id\} and \{head\}"),
         (["submission", "row_id"], "{image_id}_{head", r"it must hold \{image_id\} and \{head\}"),
         (["submission", "row_id"], "{image_id}_{head}_{head}", r"it must hold \{image_id\} and \{head\}"),
-        (["images", "height"], -5, r"`height` is missing or negative"),
+        (["images", "height"], -5, r"`height` is negative"),
         (["name"], "../../x", r"`name` is '../../x'; use letters, digits"),
         (["heads"], {"image": {"classes": 3}}, "a head is named 'image', which the exported graph needs itself"),
         (["limits"], {"hours": -1}, r"`hours` is -1.0; it must be above 0"),

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -67,11 +68,15 @@ def plan_packing(source: Source, kind: Kind | Literal["auto"] = "auto") -> PackP
     if kind == "auto":
         kind = "raw" if encoded is None or raw <= max(RAW_LIMIT_BYTES, encoded) else "encoded"
     arithmetic = (
-        f"{len(source):,} images x {height} x {width} x {channels} = {raw / 1e9:.2f} GB raw, "
-        f"{'no files of their own' if encoded is None else f'{encoded / 1e9:.2f} GB as their own files'}; packing "
+        f"{len(source):,} images x {height} x {width} x {channels} = {_size(raw)} raw, "
+        f"{'no files of their own' if encoded is None else f'{_size(encoded)} as their own files'}; packing "
         f"{kind} (raw is read fastest; from {RAW_LIMIT_BYTES / 1e9:.0f} GB on, whichever is smaller)"
     )
     return PackPlan(kind=kind, raw_bytes=raw, encoded_bytes=encoded, arithmetic=arithmetic)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.2f} MB"
 
 
 def find_packed(folder: Path, key: SourceKey, kind: Kind | Literal["auto"] = "auto") -> PackedSource | None:
@@ -141,7 +146,11 @@ def _lock(folder: Path) -> Iterator[None]:
     """Let one process at a time pack into a folder; its lock lies beside it, so that all machines that see it agree."""
     from filelock import FileLock, Timeout
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:  # a lock that cannot be made looks like one that another process holds
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder.parent).close()
+    except OSError as error:
+        raise DataError(f"{folder.parent} cannot be written to ({error.strerror}); choose another folder") from None
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         lock.acquire(timeout=0)

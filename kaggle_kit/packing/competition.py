@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kaggle_kit.errors import DataError, SettingError, some_of
+from kaggle_kit.files import check_local
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.packing import find_packed, pack, plan_packing
 from kaggle_kit.packing.keys import SourceKey
@@ -80,6 +81,7 @@ def pack_train(
     if task.images.format == "packed":
         return _checked(_opened_packed(task, data, folder, tagged), task, data)
     if folder is not None:
+        check_local(folder)
         wanted = _Wanted(task, data, tagged_of(folder) if tagged is None else tagged)
         store, there = folder, find_packed(folder, wanted.key, kind)
     else:
@@ -93,6 +95,8 @@ def pack_train(
             f"{store} was packed from other files or settings than now (stored size {task.stored_size}); name another "
             "folder, leave it out, or replace it with `kaggle-kit pack`"
         )
+    if replace and (store / META).is_file():
+        say(f"replacing {store}, which holds other images or holds them otherwise")
     source, key = wanted.source, wanted.key
     wanted.compare_with_labels()
     say(f"{plan_packing(source, kind).arithmetic}; content {key.content}")
@@ -129,6 +133,12 @@ class _Wanted:
     def compare_with_labels(self) -> None:
         """Refuse labels without an image; say how many images have no label."""
         own = read_labels(self._task, self._data).ids
+        by_place = self._task.images.format == "array" and not self._task.labels.is_csv
+        if by_place and not self.tagged and len(own) != len(self.source):
+            raise DataError(
+                f"{self._data / self._task.labels.file} holds {len(own):,} labels for {len(self.source):,} images of "
+                f"{self.source.describe()}; they are matched by place: one file belongs to another"
+            )
         check_ids(self.source, own, where=str(self._data / self._task.labels.file))
         others = [(one.labels().ids, str(one.data / one.task.labels.file)) for one in self.tagged]
         for ids, where in others:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from kaggle_kit.errors import DataError, ImageError, some_of
+from kaggle_kit.files import check_local
 from kaggle_kit.pixels import Image
 from kaggle_kit.sources.arrays import ArraySource
 from kaggle_kit.sources.encoded import EncodedSource
@@ -167,7 +167,6 @@ def _median_size(source: Source) -> tuple[int, int]:
 
 
 def _check_root(root: Path) -> None:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(root)):
-        raise DataError(f"{str(root)!r} is an address, not a folder; download the data and give its folder")
+    check_local(root)
     if not root.is_dir():
         raise DataError(f"there is no data folder {str(root)!r}; give the folder with the competition's files")

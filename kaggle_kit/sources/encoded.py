@@ -46,6 +46,10 @@ class Blobs(Protocol):
         """Return the files read from."""
         ...
 
+    def num_bytes(self) -> int:
+        """Return how many bytes the encoded images take."""
+        ...
+
     def describe(self) -> str:
         """Return where the images lie, for messages."""
         ...
@@ -97,8 +101,8 @@ class EncodedSource:
         return self.blobs.files()
 
     def encoded_bytes(self) -> int:
-        """Return how many bytes the files take."""
-        return sum(path.stat().st_size for path in self.files())
+        """Return how many bytes the encoded images take."""
+        return self.blobs.num_bytes()
 
     def encoded(self, row: int) -> bytes | memoryview:
         """Return the encoded bytes of image `row`.

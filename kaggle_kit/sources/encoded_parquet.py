@@ -90,6 +90,10 @@ class ParquetBlobs:
         """Return the shards."""
         return list(self._shards)
 
+    def num_bytes(self) -> int:
+        """Return how many bytes the shards take."""
+        return sum(path.stat().st_size for path in self._shards)
+
     def describe(self) -> str:
         """Return where the images lie, for messages."""
         return f"{self._shards[0].parent} ({some_of([path.name for path in self._shards], 4)})"

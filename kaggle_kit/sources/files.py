@@ -16,6 +16,7 @@ from kaggle_kit.errors import DataError, ImageError, some_of
 from kaggle_kit.sources.encoded import MAX_FILE_BYTES, Blobs
 from kaggle_kit.tables import Text
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # What zipfile raises for damage, a password, an unknown compression, a cut file.
 ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -58,14 +59,16 @@ def list_class_folders(folder: Path, *, suffix: str) -> dict[str, str]:
 
     Args:
         folder: The folder of the class folders.
-        suffix: What files' names end with; it is no part of the ids. Hidden files and folders are left out.
+        suffix: What files' names end with; it is no part of the ids. Empty: any image's. Others and hidden ones are
+            left out.
 
     Raises:
         DataError: When there is no such folder, or it holds no folders of files.
     """
     archive, inside = _split_at_zip(folder)
     names = list_files(folder, nested=True) if archive is None else _list_zip(archive, inside)
-    shown = [name for name in names if name.count("/") == 1 and name.endswith(suffix) and not _is_hidden(name)]
+    nested = [name for name in names if name.count("/") == 1 and not _is_hidden(name)]
+    shown = [n for n in nested if (n.endswith(suffix) if suffix else n.lower().endswith(IMAGE_SUFFIXES))]
     if not shown:
         what = f"files that end with {suffix!r}" if suffix else "files"
         raise DataError(f"{folder} holds no class folders with {what}; check the task's `images.folder`")
@@ -147,8 +150,9 @@ def _placed(names: list[str], present: Iterable[str], folder: Path, class_folder
     missing = [name for name in names if name not in places]
     if missing:
         raise DataError(
-            f"{folder} lacks {len(missing):,} of {len(names):,} images: {some_of(missing)}; "
-            "check the download and the task's `images.folder`, `images.suffix` and `images.class_folders`"
+            f"{folder} lacks {len(missing):,} of {len(names):,} images: {some_of(missing)}; it holds "
+            f"{some_of(sorted(places)) or 'no files'}; check the download and the task's `images.folder`, "
+            "`images.suffix` and `images.class_folders`"
         )
     several = [name for name in names if len(places[name]) > 1]
     if several:
@@ -180,6 +184,9 @@ class _FolderBlobs:
 
     def files(self) -> list[Path]:
         return [self._folder / path for path in self._paths]
+
+    def num_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files())
 
     def describe(self) -> str:
         return str(self._folder)
@@ -225,6 +232,10 @@ class _ZipBlobs:
 
     def files(self) -> list[Path]:
         return [self._archive]
+
+    def num_bytes(self) -> int:
+        opened = self._open()
+        return sum(opened.getinfo(self._member(row)).file_size for row in range(len(self._names)))
 
     def describe(self) -> str:
         return str(self._archive / self._inside)

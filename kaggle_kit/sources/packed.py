@@ -258,6 +258,9 @@ class _PackedBlobs:
     def files(self) -> list[Path]:
         return [part_file(self._folder, part) for part in self._parts]
 
+    def num_bytes(self) -> int:
+        return int(self._places[:, 1].sum())
+
     def describe(self) -> str:
         return str(self._folder)
 
