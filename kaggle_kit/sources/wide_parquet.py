@@ -1,7 +1,7 @@
 """Wide parquet: one row an image, one column a pixel, as bengaliai-cv19 ships its images.
 
-A shard of 50,210 x 32,332 uint8 is 1.6 GB; pandas needs three times that to read one, and turns it into images at a
-tenth of OpenCV's speed. Here a few threads read 500 columns each, column-major, and OpenCV transposes them into
+A shard of 50,210 x 32,332 uint8 is 1.6 GB; pandas peaks at nearly five times that on the
+way to images. Here a few threads read up to 500 columns each, column-major, and OpenCV transposes them into
 place, so that a quarter more than the shard's pixels is held; `benchmarks/data.py` measures it.
 """
 
@@ -27,7 +27,7 @@ from kaggle_kit.tables import Text, check_unique
 from kaggle_kit.task import Images, Stored
 
 MAX_COLUMNS_AT_ONCE = 500
-VALUES_AT_ONCE = 12_600_000  # 250 columns of the largest shards: half the memory of 500, at their speed
+VALUES_AT_ONCE = 12_600_000  # 250 columns of the largest shards: less held at once than with 500
 # Pieces of a shard are allocated apart, so that one is freed as soon as its consumer lets go of it.
 ROWS_A_PIECE = 4096
 ROWS_FOR_THREADS = 10_000  # below it, Arrow's own threads cost more than they bring
