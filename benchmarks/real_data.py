@@ -30,14 +30,15 @@ import numpy as np
 import yaml
 
 from kaggle_kit.labels import read_labels
-from kaggle_kit.metrics import accuracy, macro_recall, weighted_f1
 from kaggle_kit.pixels import decode_image, resize
 from kaggle_kit.platform.wheel import kernels_folder
+from kaggle_kit.scores import metric_value
 from kaggle_kit.submission import read_submission
 from kaggle_kit.tables import write_rows
-from kaggle_kit.task import Task, read_task
+from kaggle_kit.task import Metric, Task, read_task
 
 ROOTS = 35
+METRICS: tuple[Metric, ...] = ("accuracy", "macro_recall", "weighted_f1")
 HOG_SIDE = 64
 
 
@@ -187,9 +188,9 @@ def score_table(task: Task, work: Path) -> str:
     members = json.loads((work / "bundle" / "manifest.json").read_text(encoding="utf-8"))
     lines = ["\n| head | classes | metric | HOG + linear SVM | kaggle_kit blend |", "|---|---|---|---|---|"]
     for name, head in task.heads.items():
-        for metric in (accuracy, macro_recall, weighted_f1):
-            values = [metric(truth[name], decided[name], head.num_classes) for decided in (anchor, ours)]
-            lines.append(f"| {name} | {head.num_classes} | {metric.__name__} | {values[0]:.4f} | {values[1]:.4f} |")
+        for metric in METRICS:
+            values = [metric_value(metric, truth[name], decided[name], head.num_classes) for decided in (anchor, ours)]
+            lines.append(f"| {name} | {head.num_classes} | {metric} | {values[0]:.4f} | {values[1]:.4f} |")
     lines.append(f"\n{len(ids)} hidden images; out-of-fold {task.metric} of the blend {members['oof_score']:.4f}")
     return "\n".join(lines)
 

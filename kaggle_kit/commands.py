@@ -165,6 +165,7 @@ def train(options: argparse.Namespace) -> tuple[Result, int]:
     experiment = compose_experiment(options.overrides)
 
     from kaggle_kit.folds import Folds
+    from kaggle_kit.scores import format_scores
     from kaggle_kit.task import read_task
     from kaggle_kit.train.crossval import train_run
 
@@ -181,22 +182,23 @@ def train(options: argparse.Namespace) -> tuple[Result, int]:
     )
     for fold, summary in run.folds.items():
         print(f"fold {fold}: {summary.score} at epoch {summary.epoch}, {summary.seconds:.0f} s")
-    print(f"{run.folder}: out-of-fold {run.score} on {run.score.rows:,} images")
-    return {"out": run.folder, "score": run.score, "folds": run.folds}, DONE
+    print("\n".join(format_scores({"out of fold": run.scores})))
+    print(f"{run.folder}: out-of-fold {run.score.total:.4f}")
+    return {"out": run.folder, "scores": run.scores, "folds": run.folds}, DONE
 
 
 def blend(options: argparse.Namespace) -> tuple[Result, int]:
     """Combine runs."""
     from kaggle_kit.ensemble import blend_predictions, equal_blend, save_blend
     from kaggle_kit.files import check_output_file
-    from kaggle_kit.metrics import score_classes
     from kaggle_kit.runs import read_run
+    from kaggle_kit.scores import score_answers
 
     check_output_file(options.out, ".json")
     runs = [read_run(folder) for folder in options.runs]
     blend = equal_blend([run.name for run in runs])
     oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
-    score = score_classes(runs[0].task, runs[0].labels().align(oof.ids).classes, oof.decide())
+    score = score_answers(runs[0].task, runs[0].labels().align(oof.ids).classes, oof.probs)
     save_blend(blend, options.out)
     for run in runs:
         print(f"{run.name}: out-of-fold {run.score}, weight {blend.weights[run.name]:.3f}")
@@ -253,22 +255,22 @@ def predict(options: argparse.Namespace) -> tuple[Result, int]:
 def score(options: argparse.Namespace) -> tuple[Result, int]:
     """Score a submission."""
     from kaggle_kit.labels import read_labels
-    from kaggle_kit.metrics import format_scores
+    from kaggle_kit.scores import DRAWS, format_scores
     from kaggle_kit.submission import score_submission
     from kaggle_kit.task import read_task
 
     task = read_task(options.task)
     train = read_labels(task, options.data) if options.data else None
-    score = score_submission(task, options.submission, options.solution, train=train)
+    score = score_submission(task, options.submission, options.solution, train=train, draws=DRAWS)
     print("\n".join(format_scores({task.metric: score})))
     return {"metric": task.metric, "score": score}, DONE
 
 
 def rehearse(options: argparse.Namespace) -> tuple[Result, int]:
     """Run a submission kernel as Kaggle will."""
-    from kaggle_kit.metrics import format_scores
     from kaggle_kit.platform.rehearse import rehearse
     from kaggle_kit.platform.wheel import find_kernel
+    from kaggle_kit.scores import format_scores
     from kaggle_kit.task import read_task
 
     task = read_task(options.task)

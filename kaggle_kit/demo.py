@@ -16,7 +16,6 @@ from kaggle_kit.errors import DataError, RehearsalError
 from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import describe_duplicates, make_folds
 from kaggle_kit.labels import read_labels
-from kaggle_kit.metrics import SplitScore, format_scores, score_split
 from kaggle_kit.packing.competition import pack_train
 from kaggle_kit.platform.rehearse import Rehearsal, rehearse
 from kaggle_kit.platform.wheel import kernels_folder
@@ -25,6 +24,7 @@ from kaggle_kit.progress import say
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import Bundle
 from kaggle_kit.sample import make_sample
+from kaggle_kit.scores import DRAWS, SplitScore, format_scores, score_split
 from kaggle_kit.sources import open_source, resolve_stored
 from kaggle_kit.submission import read_submission
 from kaggle_kit.tables import rows_of
@@ -194,8 +194,9 @@ def _train_config(name: str, settings: DemoSettings) -> TrainConfig:
 
 def _oof_score(task: Task, runs: list[Run], blend: Blend) -> SplitScore:
     oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
-    unseen = runs[0].fold_table().align(oof.ids).unseen
-    return score_split(task, runs[0].labels().align(oof.ids).classes, oof.decide(), unseen)
+    folds = runs[0].fold_table()
+    unseen = folds.unseen[rows_of(oof.ids, folds.ids)]
+    return score_split(task, runs[0].labels().align(oof.ids).classes, oof.probs, unseen, draws=DRAWS)
 
 
 def _compare_with_torch(task: Task, runs: list[Run], blend: Blend, hidden: Path, submission: Path) -> tuple[int, int]:

@@ -1,157 +1,161 @@
-"""The competition's metric over a whole epoch, from class indices; the same numbers as scikit-learn's."""
+"""The competition's metrics over a whole epoch; the same numbers as scikit-learn's.
+
+Those of decided classes are functions of (..., C, C) confusion matrices, rows true classes, columns decided ones, so
+that many resamples or candidate rules are scored at once; the others are functions of probabilities.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.errors import DataError
-from kaggle_kit.labels import Classes
-from kaggle_kit.task import Metric, Task
+from kaggle_kit.task import Metric
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Matrix = npt.NDArray[Any]  # of counts: int64, or float64 where rows are weighted
 
 
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """A metric's value.
-
-    Attributes:
-        total: Mean over heads, weighted as the task says; 0 to 1, higher is better.
-        heads: The value of each head.
-        rows: How many images it was computed from.
-    """
-
-    total: float
-    heads: dict[str, float]
-    rows: int
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{head} {value:.4f}" for head, value in self.heads.items())
-        return f"{self.total:.4f} ({parts})" if len(self.heads) > 1 else f"{self.total:.4f}"
+def confusion_matrix(truth: Ints, decided: Ints, num_classes: int, weights: Matrix | None = None) -> Matrix:
+    """Return (C, C) counts, or sums of weights: rows are true classes, columns decided ones."""
+    flat = np.bincount(truth * num_classes + decided, weights=weights, minlength=num_classes**2)
+    return flat.reshape(num_classes, num_classes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SplitScore:
-    """A score, and apart from each other what the train images show and do not show.
-
-    Attributes:
-        all: Over all images.
-        seen: Over images whose combination of heads occurs in train; None where there are none, or it is not known.
-        unseen: Over the other images; None where there are none.
-    """
-
-    all: Score
-    seen: Score | None
-    unseen: Score | None
-
-
-def score_split(task: Task, truth: Classes, decided: Classes, unseen: npt.NDArray[np.bool_] | None) -> SplitScore:
-    """Score all rows, and seen and unseen combinations of heads apart.
-
-    Args:
-        task: Gives the metric and the heads' weights.
-        truth: {head: (N,) class indices}.
-        decided: {head: (N,) class indices}, rows in the same order.
-        unseen: (N,) True where train does not show the row's combination; None where that is not known.
-    """
-
-    def part(rows: npt.NDArray[np.bool_]) -> Score | None:
-        if not rows.any():
-            return None
-        return score_classes(task, {h: c[rows] for h, c in truth.items()}, {h: c[rows] for h, c in decided.items()})
-
-    whole = score_classes(task, truth, decided)
-    if unseen is None:
-        return SplitScore(all=whole, seen=None, unseen=None)
-    return SplitScore(all=whole, seen=part(~unseen), unseen=part(unseen))
-
-
-def score_classes(task: Task, truth: Classes, decided: Classes) -> Score:
-    """Score decided classes against the truth.
-
-    Args:
-        task: Gives the metric and the heads' weights.
-        truth: {head: (N,) class indices}.
-        decided: {head: (N,) class indices}, rows in the same order.
-
-    Raises:
-        DataError: When there are no rows.
-    """
-    rows = len(next(iter(truth.values())))
-    if rows == 0:
-        raise DataError("there are no rows to score; give at least one image")
-    metric = METRICS[task.metric]
-    heads = {name: metric(truth[name], decided[name], head.num_classes) for name, head in task.heads.items()}
-    weights = [head.weight for head in task.heads.values()]
-    return Score(total=float(np.average(list(heads.values()), weights=weights)), heads=heads, rows=rows)
-
-
-def format_scores(scores: dict[str, SplitScore]) -> list[str]:
-    """Return a table: one row a score and part (all, seen, unseen), one column a head."""
-    heads = list(next(iter(scores.values())).all.heads)
-    head_widths = [max(len(head), 8) for head in heads]
-    titles = "  ".join(f"{head:>{width}}" for head, width in zip(heads, head_widths, strict=True))
-    lines = [f"{'score':<14}{'combinations':<14}{'images':>8}  {'total':>8}  {titles}"]
-    for name, split in scores.items():
-        for part in ("all", "seen", "unseen"):
-            score: Score | None = getattr(split, part)
-            if score is None:
-                continue
-            values = "  ".join(f"{score.heads[h]:>{w}.4f}" for h, w in zip(heads, head_widths, strict=True))
-            lines.append(f"{name:<14}{part:<14}{score.rows:>8,}  {score.total:>8.4f}  {values}")
-    return lines
-
-
-def confusion_matrix(truth: Ints, decided: Ints, num_classes: int) -> Ints:
-    """Return (C, C) counts: rows are true classes, columns decided ones."""
-    flat = np.bincount(truth * num_classes + decided, minlength=num_classes**2)
-    return flat.reshape(num_classes, num_classes).astype(np.int64)
-
-
-def macro_recall(truth: Ints, decided: Ints, num_classes: int) -> float:
-    """Mean recall over the classes that occur in `truth` or `decided`.
+def macro_recall(matrix: Matrix) -> Floats:
+    """Mean recall over the classes that are true or decided somewhere.
 
     A class that is decided but never true counts as 0, as in scikit-learn's `recall_score(average="macro")`.
     """
-    hits, true, said = _counts(truth, decided, num_classes)
-    occurs = (true + said) > 0
-    return float(np.mean(_ratio(hits, true)[occurs]))
+    hits, true, said = _counts(matrix)
+    return _mean_where(_ratio(hits, true), (true + said) > 0)
 
 
-def accuracy(truth: Ints, decided: Ints, num_classes: int) -> float:
+def accuracy(matrix: Matrix) -> Floats:
     """Share of rows decided right."""
-    return float(np.mean(truth == decided))
+    hits, true, _ = _counts(matrix)
+    return np.asarray(hits.sum(axis=-1) / true.sum(axis=-1))
 
 
-def macro_f1(truth: Ints, decided: Ints, num_classes: int) -> float:
-    """Mean F1 over the classes that occur in `truth` or `decided`, as `f1_score(average="macro")`."""
-    hits, true, said = _counts(truth, decided, num_classes)
-    occurs = (true + said) > 0
-    return float(np.mean(_ratio(2 * hits, true + said)[occurs]))
+def macro_f1(matrix: Matrix) -> Floats:
+    """Mean F1 over the classes that are true or decided somewhere, as `f1_score(average="macro")`."""
+    hits, true, said = _counts(matrix)
+    return _mean_where(_ratio(2 * hits, true + said), (true + said) > 0)
 
 
-def weighted_f1(truth: Ints, decided: Ints, num_classes: int) -> float:
+def weighted_f1(matrix: Matrix) -> Floats:
     """Mean F1 weighted by how often each class is true, as `f1_score(average="weighted")`."""
-    hits, true, said = _counts(truth, decided, num_classes)
-    return float(np.average(_ratio(2 * hits, true + said), weights=true))
+    hits, true, said = _counts(matrix)
+    return np.asarray((_ratio(2 * hits, true + said) * true).sum(axis=-1) / true.sum(axis=-1))
 
 
-def _counts(truth: Ints, decided: Ints, num_classes: int) -> tuple[Ints, Ints, Ints]:
-    matrix = confusion_matrix(truth, decided, num_classes)
-    return np.diagonal(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+def micro_f1(matrix: Matrix) -> Floats:
+    """F1 of all decisions together; where classes exclude each other this is the accuracy."""
+    return accuracy(matrix)
 
 
-def _ratio(part: Ints, whole: Ints) -> npt.NDArray[np.float64]:
-    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+def quadratic_kappa(matrix: Matrix) -> Floats:
+    """Cohen's kappa with squared distances between class indices, as `cohen_kappa_score(weights="quadratic")`.
+
+    All C classes count as steps, also those that never occur. 0 where truth and decisions are one and the same class.
+    """
+    _, true, said = _counts(matrix)
+    steps = np.arange(matrix.shape[-1])
+    distance = (steps[:, None] - steps[None, :]) ** 2
+    by_chance = (true[..., :, None] * said[..., None, :] * distance).sum(axis=(-2, -1)) / true.sum(axis=-1)
+    observed = (matrix * distance).sum(axis=(-2, -1))
+    return np.asarray(np.where(by_chance > 0, 1 - _ratio(observed, by_chance), 0.0))
 
 
-METRICS: dict[Metric, Callable[[Ints, Ints, int], float]] = {
+def log_loss(truth: Ints, probs: npt.NDArray[Any]) -> float:
+    """Mean negative logarithm of the true class's probability, as `log_loss` with all C labels; lower is better.
+
+    Args:
+        truth: (N,) class indices.
+        probs: (N, C), clipped to their type's epsilon.
+    """
+    return float(np.mean(row_losses(truth, probs)))
+
+
+def row_losses(truth: Ints, probs: npt.NDArray[Any]) -> Floats:
+    """Return (N,) negative logarithms of the true class's probability."""
+    tiny = np.finfo(probs.dtype).eps
+    picked = np.clip(probs[np.arange(len(truth)), truth], tiny, 1 - tiny)
+    return np.asarray(-np.log(picked.astype(np.float64)))
+
+
+def roc_auc(truth: Ints, probs: npt.NDArray[Any]) -> float:
+    """Mean over classes of the area under the ROC curve of that class against the others.
+
+    Classes that are true nowhere or everywhere are left out; NaN when none is left. Ties count half, as in
+    `roc_auc_score(average="macro")` on one-hot labels.
+    """
+    return _mean_over_classes(_auc, truth, probs)
+
+
+def average_precision(truth: Ints, probs: npt.NDArray[Any]) -> float:
+    """Mean over classes of the average precision of that class against the others.
+
+    Classes that are true nowhere or everywhere are left out; NaN when none is left. Equal scores are one threshold,
+    as in `average_precision_score(average="macro")` on one-hot labels.
+    """
+    return _mean_over_classes(_precision, truth, probs)
+
+
+def _mean_over_classes(
+    measure: Callable[[npt.NDArray[np.bool_], npt.NDArray[Any]], float], truth: Ints, probs: npt.NDArray[Any]
+) -> float:
+    counts = np.bincount(truth, minlength=probs.shape[1])
+    usable = np.flatnonzero((counts > 0) & (counts < len(truth)))
+    return float(np.mean([measure(truth == label, probs[:, label]) for label in usable])) if len(usable) else np.nan
+
+
+def _auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[Any]) -> float:
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # from 1; ties share their mean
+    num = int(positive.sum())
+    return float((ranks[positive].sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
+
+
+def _precision(positive: npt.NDArray[np.bool_], scores: npt.NDArray[Any]) -> float:
+    order = np.argsort(-scores, kind="stable")
+    last_of_ties = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    hits = np.cumsum(positive[order])[last_of_ties]
+    gained = np.diff(hits, prepend=0) / hits[-1]
+    return float((gained * hits / (last_of_ties + 1)).sum())
+
+
+def _counts(matrix: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+    return np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-1), matrix.sum(axis=-2)
+
+
+def _ratio(part: Matrix, whole: Matrix) -> Floats:
+    return np.divide(part, whole, out=np.zeros(np.shape(whole)), where=whole > 0)
+
+
+def _mean_where(values: Floats, counted: npt.NDArray[np.bool_]) -> Floats:
+    return np.asarray((values * counted).sum(axis=-1) / counted.sum(axis=-1))
+
+
+CLASS_METRICS: dict[Metric, Callable[[Matrix], Floats]] = {
     "macro_recall": macro_recall,
     "accuracy": accuracy,
     "macro_f1": macro_f1,
     "weighted_f1": weighted_f1,
+    "micro_f1": micro_f1,
+    "quadratic_kappa": quadratic_kappa,
 }
+PROBABILITY_METRICS: dict[Metric, Callable[[Ints, npt.NDArray[Any]], float]] = {
+    "log_loss": log_loss,
+    "roc_auc": roc_auc,
+    "average_precision": average_precision,
+}
+LOWER_IS_BETTER: tuple[Metric, ...] = ("log_loss",)
+
+
+def gain(metric: Metric, new: float, old: float) -> float:
+    """Return by how much `new` is better than `old`; below 0 when it is worse."""
+    return old - new if metric in LOWER_IS_BETTER else new - old

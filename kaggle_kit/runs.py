@@ -19,13 +19,13 @@ from kaggle_kit.errors import DataError, SettingError
 from kaggle_kit.files import replacing
 from kaggle_kit.folds import Folds
 from kaggle_kit.labels import Labels, read_labels
-from kaggle_kit.metrics import Score
 from kaggle_kit.predictions import Predictions
+from kaggle_kit.scores import Score, SplitScore
 from kaggle_kit.settings import build, fingerprint, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 from kaggle_kit.train.config import TrainConfig
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +48,9 @@ class Run:
         data: The competition's data folder.
         packed: The packed store it was trained from.
         packed_key: That store's key then.
-        score: Out-of-fold, over all trained folds at once.
+        scores: Out-of-fold, over all trained folds at once, with 95 % intervals.
         folds: {fold: summary}.
+        created: When training ended: ISO 8601, UTC.
     """
 
     folder: Path
@@ -58,8 +59,14 @@ class Run:
     data: Path
     packed: Path
     packed_key: str
-    score: Score
+    scores: SplitScore
     folds: dict[int, FoldSummary]
+    created: str = ""
+
+    @property
+    def score(self) -> Score:
+        """Out-of-fold, over all images."""
+        return self.scores.all
 
     @property
     def name(self) -> str:
@@ -88,14 +95,14 @@ def write_run(run: Run) -> None:
     values = {
         "format": FORMAT,
         "kit_version": kaggle_kit.__version__,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "created": run.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "task": task_to_plain(run.task),
         "config": plain(run.config),
         "config_hash": fingerprint(run.config),
         "data": str(run.data.resolve()),
         "packed": str(run.packed.resolve()),
         "packed_key": run.packed_key,
-        "score": plain(run.score),
+        "scores": plain(run.scores),
         "folds": plain(run.folds),
     }
     with replacing(run.folder / "run.json") as temporary:
@@ -122,8 +129,9 @@ def read_run(folder: Path) -> Run:
             data=Path(values["data"]),
             packed=Path(values["packed"]),
             packed_key=values["packed_key"],
-            score=build(Score, values["score"]),
+            scores=build(SplitScore, values["scores"]),
             folds={int(k): build(FoldSummary, v, where=f"folds.{k}") for k, v in values["folds"].items()},
+            created=values["created"],
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, SettingError) as error:
         raise DataError(f"{path} does not read ({error}); train the run again") from None

@@ -9,7 +9,7 @@ import numpy as np
 
 from kaggle_kit.errors import SubmissionError, some_of
 from kaggle_kit.labels import Classes, Labels, class_indices, unseen_combinations
-from kaggle_kit.metrics import SplitScore, score_split
+from kaggle_kit.scores import SplitScore, score_split
 from kaggle_kit.tables import Text, check_unique, read_columns, rows_of, write_rows
 from kaggle_kit.task import Task
 
@@ -137,7 +137,9 @@ def read_submission(task: Task, path: Path) -> tuple[Text, Classes]:
     return ids, decided
 
 
-def score_submission(task: Task, submission: Path, solution: Path, *, train: Labels | None = None) -> SplitScore:
+def score_submission(
+    task: Task, submission: Path, solution: Path, *, train: Labels | None = None, draws: int = 0
+) -> SplitScore:
     """Score a submission against the solution, joined by id.
 
     Args:
@@ -145,6 +147,7 @@ def score_submission(task: Task, submission: Path, solution: Path, *, train: Lab
         submission: The answer.
         solution: The truth, in the form of a submission.
         train: The train labels: with them, combinations that train shows and does not show are scored apart.
+        draws: Resamples of the images for the 95 % intervals; 0 for no intervals.
 
     Raises:
         DataError: When a file is missing or holds an unknown class.
@@ -161,7 +164,7 @@ def score_submission(task: Task, submission: Path, solution: Path, *, train: Lab
         )
     labels = Labels(ids=ids, classes=truth)
     unseen = None if train is None else unseen_combinations(labels, train)
-    return score_split(task, truth, {head: classes[rows] for head, classes in decided.items()}, unseen)
+    return score_split(task, truth, {head: classes[rows] for head, classes in decided.items()}, unseen, draws=draws)
 
 
 def validate_submission(task: Task, path: Path, *, rows: Text) -> None:

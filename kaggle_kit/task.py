@@ -15,7 +15,17 @@ from kaggle_kit.errors import SettingError, did_you_mean, some_of
 from kaggle_kit.settings import build, plain
 
 Fit = Literal["none", "stretch", "letterbox", "content"]
-Metric = Literal["macro_recall", "accuracy", "macro_f1", "weighted_f1"]
+Metric = Literal[
+    "macro_recall",
+    "accuracy",
+    "macro_f1",
+    "weighted_f1",
+    "micro_f1",
+    "quadratic_kappa",
+    "log_loss",
+    "roc_auc",
+    "average_precision",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,11 +65,11 @@ def test_the_runtime_gives_the_mean_of_the_torch_networks(trained: tuple[Toy, li
 def test_the_out_of_fold_score_of_the_blend_is_in_the_manifest(
     trained: tuple[Toy, list[Run]], bundle_folder: Path
 ) -> None:
-    from kaggle_kit.metrics import score_classes
+    from kaggle_kit.scores import score_answers
 
     toy, runs = trained
     oof = blend_predictions(equal_blend([run.name for run in runs]), {run.name: run.oof() for run in runs})
-    expected = score_classes(toy.task, runs[0].labels().align(oof.ids).classes, oof.decide())
+    expected = score_answers(toy.task, runs[0].labels().align(oof.ids).classes, oof.probs)
     assert open_bundle(bundle_folder).oof_score == pytest.approx(expected.total)
 
 

@@ -27,6 +27,7 @@ LAYERS = (
         "metrics",
         "pixels",
         "predictions",
+        "scores",
         "settings",
         "sources",
         "submission",

@@ -4,62 +4,107 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import wide_task
 from sklearn import metrics as sk
 
-from kaggle_kit.errors import DataError
-from kaggle_kit.metrics import METRICS, confusion_matrix, format_scores, score_classes, score_split
+from kaggle_kit.metrics import (
+    CLASS_METRICS,
+    PROBABILITY_METRICS,
+    average_precision,
+    confusion_matrix,
+    gain,
+    log_loss,
+    quadratic_kappa,
+    roc_auc,
+)
 
-REFERENCES = {
+CLASSES = 7
+CLASS_REFERENCES = {
     "macro_recall": lambda t, p: sk.recall_score(t, p, average="macro", zero_division=0),
     "accuracy": sk.accuracy_score,
     "macro_f1": lambda t, p: sk.f1_score(t, p, average="macro", zero_division=0),
     "weighted_f1": lambda t, p: sk.f1_score(t, p, average="weighted", zero_division=0),
+    "micro_f1": lambda t, p: sk.f1_score(t, p, average="micro", zero_division=0),
+    "quadratic_kappa": lambda t, p: sk.cohen_kappa_score(t, p, labels=range(CLASSES), weights="quadratic"),
 }
 RNG = np.random.default_rng(0)
 CASES = {
     "random": (RNG.integers(0, 7, 500), RNG.integers(0, 7, 500)),
+    "mostly right": (RNG.integers(0, 7, 500), np.zeros(500, int)),
     "absent class": (RNG.integers(0, 3, 50), RNG.integers(2, 5, 50)),
     "one class": (np.ones(9, int), np.ones(9, int)),
     "all wrong": (np.zeros(9, int), np.ones(9, int)),
     "one row": (np.array([2]), np.array([3])),
 }
+CASES["mostly right"][1][:] = np.where(RNG.random(500) < 0.8, CASES["mostly right"][0], 3)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", METRICS)
-def test_metrics_equal_scikit_learn(name: str, case: str) -> None:
+@pytest.mark.parametrize("name", CLASS_METRICS)
+def test_metrics_of_decided_classes_equal_scikit_learn(name: str, case: str) -> None:
     truth, decided = CASES[case]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = REFERENCES[name](truth, decided)
-    assert METRICS[name](truth, decided, 7) == pytest.approx(expected, abs=1e-12)
+        expected = CLASS_REFERENCES[name](truth, decided)
+    found = CLASS_METRICS[name](confusion_matrix(truth, decided, CLASSES))
+    assert found == pytest.approx(0.0 if np.isnan(expected) else expected, abs=1e-12)
 
 
-def test_confusion_matrix_equals_scikit_learn() -> None:
-    truth, decided = CASES["random"]
-    assert (confusion_matrix(truth, decided, 7) == sk.confusion_matrix(truth, decided, labels=range(7))).all()
+@pytest.mark.parametrize("name", CLASS_METRICS)
+def test_stacked_matrices_give_stacked_values(name: str) -> None:
+    matrices = np.stack([confusion_matrix(*case, CLASSES) for case in CASES.values()])
+    expected = [float(CLASS_METRICS[name](matrix)) for matrix in matrices]
+    assert CLASS_METRICS[name](matrices).tolist() == expected
 
 
-def test_score_is_weighted_over_heads_as_the_task_says() -> None:
-    truth = {"root": np.array([0, 1, 2, 0]), "vowel": np.array([0, 1, 1, 0])}
-    decided = {"root": np.array([0, 1, 2, 0]), "vowel": np.array([0, 0, 0, 0])}
-    score = score_classes(wide_task(), truth, decided)
-    assert score.heads == {"root": 1.0, "vowel": 0.5}
-    assert score.total == pytest.approx((2 * 1.0 + 0.5) / 3)
+def test_kappa_counts_the_steps_over_classes_that_never_occur() -> None:
+    truth, decided = np.array([0, 4, 0, 4, 1]), np.array([0, 4, 4, 4, 0])
+    found = quadratic_kappa(confusion_matrix(truth, decided, 5))
+    expected = sk.cohen_kappa_score(truth, decided, labels=range(5), weights="quadratic")
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert quadratic_kappa(confusion_matrix(np.ones(4, int), np.ones(4, int), 5)) == 0.0
 
 
-def test_score_split_scores_the_parts_apart() -> None:
-    truth = {"root": np.array([0, 1, 2, 0]), "vowel": np.array([0, 1, 1, 0])}
-    decided = {"root": np.array([0, 1, 0, 1]), "vowel": np.array([0, 1, 0, 1])}
-    split = score_split(wide_task(), truth, decided, np.array([False, False, True, True]))
-    assert split.seen is not None and split.seen.total == 1.0
-    assert split.unseen is not None and split.unseen.total == 0.0
-    assert split.all.rows == 4
-    assert any("unseen" in line for line in format_scores({"x": split}))
+def softmaxed(rows: int, *, decimals: int | None = None) -> np.ndarray:
+    logits = np.random.default_rng(rows).normal(0, 2, (rows, CLASSES))
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return probs if decimals is None else probs.round(decimals)
 
 
-def test_score_refuses_no_rows() -> None:
-    empty = {"root": np.zeros(0, int), "vowel": np.zeros(0, int)}
-    with pytest.raises(DataError, match="no rows to score"):
-        score_classes(wide_task(), empty, empty)
+PROBABILITY_CASES = {
+    "random": (RNG.integers(0, 7, 300), softmaxed(300)),
+    "ties": (RNG.integers(0, 7, 300), softmaxed(300, decimals=1)),
+    "absent class": (RNG.integers(0, 3, 60), softmaxed(60)),
+    "certain and wrong": (np.array([0, 1, 2, 3]), np.eye(CLASSES)[[1, 1, 2, 0]]),
+    "all tied": (np.array([0, 1, 2]), np.full((3, CLASSES), 1 / CLASSES)),
+}
+
+
+@pytest.mark.parametrize("case", PROBABILITY_CASES)
+def test_log_loss_equals_scikit_learn(case: str) -> None:
+    truth, probs = PROBABILITY_CASES[case]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # rows of rounded probabilities do not sum to 1
+        expected = sk.log_loss(truth, probs, labels=range(CLASSES))
+    assert log_loss(truth, probs) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", PROBABILITY_CASES)
+@pytest.mark.parametrize(
+    ("ours", "reference"), [(roc_auc, sk.roc_auc_score), (average_precision, sk.average_precision_score)]
+)
+def test_metrics_of_columns_equal_scikit_learn_over_the_classes_that_occur(ours, reference, case: str) -> None:
+    truth, probs = PROBABILITY_CASES[case]
+    present = np.unique(truth)
+    expected = reference(np.eye(CLASSES)[truth][:, present], probs[:, present], average="macro")
+    assert ours(truth, probs) == pytest.approx(expected, abs=1e-12)
+
+
+def test_one_class_alone_has_no_curve() -> None:
+    assert np.isnan(roc_auc(np.ones(5, int), softmaxed(5)))
+    assert np.isnan(average_precision(np.ones(5, int), softmaxed(5)))
+
+
+def test_every_metric_is_of_one_kind_and_knows_its_direction() -> None:
+    assert not set(CLASS_METRICS) & set(PROBABILITY_METRICS)
+    assert gain("log_loss", 0.2, 0.3) == pytest.approx(0.1)
+    assert gain("accuracy", 0.2, 0.3) == pytest.approx(-0.1)

@@ -16,7 +16,6 @@ from kaggle_kit.errors import BundleError, DataError, ExportError
 from kaggle_kit.export.onnx import export_onnx, measure_parity
 from kaggle_kit.files import check_replaceable, replacing_folder
 from kaggle_kit.labels import Labels
-from kaggle_kit.metrics import score_classes
 from kaggle_kit.pixels import encode_png
 from kaggle_kit.predictions import Predictions, Probs, concatenate
 from kaggle_kit.progress import progress_bar
@@ -32,6 +31,7 @@ from kaggle_kit.runtime.bundle import (
     save_golden,
     write_manifest,
 )
+from kaggle_kit.scores import score_answers
 from kaggle_kit.sources import PackedSource, Source, open_source
 from kaggle_kit.tables import Text, rows_of
 from kaggle_kit.task import Task
@@ -84,7 +84,7 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
             task=task,
             members=tuple(one.member for one in exported),
             priors={head: tuple(_class_shares(labels, head, task)) for head in task.heads},
-            oof_score=score_classes(task, labels.align(oof.ids).classes, oof.decide()).total,
+            oof_score=score_answers(task, labels.align(oof.ids).classes, oof.probs).total,
             files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
         )
         write_manifest(bundle)
@@ -182,7 +182,7 @@ def _check_score(task: Task, blend: Blend, exported: Sequence[_Exported], oof: P
     before, after = oof.align(shared).decide(), again.decide()
     changed = sum(int((before[head] != after[head]).sum()) for head in task.heads)
     if changed > CHANGED_SHARE * len(shared) * len(task.heads):
-        scores = [score_classes(task, truth, decided).total for decided in (after, before)]
+        scores = [score_answers(task, truth, part.probs).total for part in (again, oof.align(shared))]
         raise BundleError(
             f"the exported blend decides {changed:,} of {len(shared) * len(task.heads):,} out-of-fold answers "
             f"otherwise than the runs' oof.npz and scores {scores[0]:.4f}, not {scores[1]:.4f}; "

@@ -17,11 +17,11 @@ from typing import Literal
 
 from kaggle_kit.errors import DataError, KitError, RehearsalError, some_of
 from kaggle_kit.labels import read_labels
-from kaggle_kit.metrics import SplitScore
 from kaggle_kit.platform import sandbox
 from kaggle_kit.platform.wheel import build_wheel
 from kaggle_kit.runtime.bundle import open_bundle
 from kaggle_kit.runtime.mounts import ROOT_VARIABLE
+from kaggle_kit.scores import DRAWS, SplitScore
 from kaggle_kit.sources import image_folder, listed_ids
 from kaggle_kit.submission import expected_rows, score_submission, validate_submission
 from kaggle_kit.task import Task
@@ -376,4 +376,4 @@ def _hidden_score(task: Task, submission: Path, *, hidden: Path, data: Path) -> 
     solution = hidden / "solution.csv"
     if not solution.is_file():
         return None
-    return score_submission(task, submission, solution, train=read_labels(task, data))
+    return score_submission(task, submission, solution, train=read_labels(task, data), draws=DRAWS)

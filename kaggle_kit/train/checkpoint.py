@@ -12,7 +12,7 @@ import torch
 import kaggle_kit
 from kaggle_kit.errors import CheckpointError, SettingError
 from kaggle_kit.files import replacing
-from kaggle_kit.metrics import Score
+from kaggle_kit.scores import Score
 from kaggle_kit.settings import build, fingerprint, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 from kaggle_kit.train.config import TrainConfig

@@ -15,11 +15,11 @@ from kaggle_kit.errors import DataError, KitError, SettingError, some_of
 from kaggle_kit.files import check_replaceable
 from kaggle_kit.folds import Folds, Ints, labels_hash
 from kaggle_kit.labels import Labels, read_labels
-from kaggle_kit.metrics import score_classes
 from kaggle_kit.packing.competition import pack_train, tagged_of
 from kaggle_kit.predictions import concatenate
 from kaggle_kit.progress import say
-from kaggle_kit.runs import FoldSummary, Run, write_run
+from kaggle_kit.runs import FoldSummary, Run, read_run, write_run
+from kaggle_kit.scores import DRAWS, score_split
 from kaggle_kit.sources import PackedSource, resolve_stored
 from kaggle_kit.tables import rows_of
 from kaggle_kit.task import Task
@@ -90,6 +90,7 @@ def train_run(
             )
     oof = concatenate([result.oof for result in results.values()])
     oof.save(out / "oof.npz")
+    unseen = folds.unseen[rows_of(oof.ids, folds.ids)]
     run = Run(
         folder=out,
         task=task,
@@ -97,11 +98,11 @@ def train_run(
         data=data,
         packed=source.folder,
         packed_key=source.key,
-        score=score_classes(task, labels.align(oof.ids).classes, oof.decide()),
+        scores=score_split(task, labels.align(oof.ids).classes, oof.probs, unseen, draws=DRAWS),
         folds={f: FoldSummary(epoch=r.epoch, score=r.score, seconds=r.seconds) for f, r in results.items()},
     )
     write_run(run)
-    return run
+    return read_run(out)
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from torch import nn
 
 from kaggle_kit.errors import KitError
 from kaggle_kit.labels import Classes, Labels
-from kaggle_kit.metrics import Score, score_classes
+from kaggle_kit.metrics import gain
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Predictions, Probs
 from kaggle_kit.progress import progress_bar
+from kaggle_kit.scores import Score, score_answers
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import write_rows
 from kaggle_kit.task import Task
@@ -150,10 +151,10 @@ class _FoldRecord:
     def add_epoch(self, network: Network, loss: float, probs: Probs, truth: Classes) -> None:
         """Score an epoch, write its checkpoint, and keep it if it is the best."""
         epoch = len(self._history) + 1
-        score = score_classes(self._task, truth, {head: p.argmax(axis=1) for head, p in probs.items()})
+        score = score_answers(self._task, truth, probs)
         info = CheckpointInfo(task=self._task, config=self._config, fold=self._fold, epoch=epoch, score=score)
         save_checkpoint(self._folder / "last.safetensors", network, info)
-        if epoch == 1 or score.total > self.best_score.total:
+        if epoch == 1 or gain(self._task.metric, score.total, self.best_score.total) > 0:
             self.best_score, self.best_epoch, self.best_probs = score, epoch, probs
             save_checkpoint(self._folder / "best.safetensors", network, info)
         heads = [f"{value:.6f}" for value in score.heads.values()]

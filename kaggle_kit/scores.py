@@ -1,0 +1,238 @@
+"""Scores: the competition's metric per head and in all, on seen and unseen combinations apart, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kaggle_kit.errors import DataError
+from kaggle_kit.labels import Classes
+from kaggle_kit.metrics import CLASS_METRICS, PROBABILITY_METRICS, confusion_matrix, row_losses
+from kaggle_kit.task import Metric, Task
+
+Answers = Mapping[str, npt.NDArray[Any]]
+Floats = npt.NDArray[np.float64]
+
+DRAWS = 1000
+_CONFIDENCE = 0.95
+_MOST_VALUES = 2e8  # probabilities looked at in one bootstrap of a metric that sorts them; fewer draws above that
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A metric's value.
+
+    Attributes:
+        total: Mean over heads, weighted as the task says.
+        heads: The value of each head.
+        rows: How many images it was computed from.
+        interval: Of the total: 95 % of resamples of the images score between these two; None when not asked for.
+        head_intervals: The same for each head; empty when not asked for.
+    """
+
+    total: float
+    heads: dict[str, float]
+    rows: int
+    interval: tuple[float, float] | None = None
+    head_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{self.total:.4f}"
+        if self.interval:
+            text += " [{:.4f}, {:.4f}]".format(*self.interval)
+        parts = ", ".join(f"{head} {value:.4f}" for head, value in self.heads.items())
+        return f"{text} ({parts})" if len(self.heads) > 1 else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitScore:
+    """A score, and apart from each other what the train images show and do not show.
+
+    Attributes:
+        all: Over all images.
+        seen: Over images whose combination of heads occurs in train; None where there are none, or it is not known.
+        unseen: Over the other images; None where there are none.
+    """
+
+    all: Score
+    seen: Score | None = None
+    unseen: Score | None = None
+
+
+def score_answers(task: Task, truth: Classes, answers: Answers, *, draws: int = 0, seed: int = 0) -> Score:
+    """Score answers against the truth.
+
+    Args:
+        task: Gives the metric and the heads' weights.
+        truth: {head: (N,) class indices}.
+        answers: {head: (N,) decided class indices, or (N, C) probabilities}, rows in the same order. Where the metric
+            is of decided classes, the highest probability decides.
+        draws: Resamples of the images for the 95 % intervals; 0 for no intervals.
+        seed: Of the resamples.
+
+    Raises:
+        DataError: When there are no rows, or the metric is of probabilities and only classes are given.
+    """
+    rows = len(next(iter(truth.values())))
+    if rows == 0:
+        raise DataError("there are no rows to score; give at least one image")
+    answers = _fitting(task, answers)
+    weights = _head_weights(task)
+    heads = {
+        name: metric_value(task.metric, truth[name], answers[name], head.num_classes)
+        for name, head in task.heads.items()
+    }
+    score = Score(total=float(weights @ list(heads.values())), heads=heads, rows=rows)
+    if not draws:
+        return score
+    resampled = bootstrap_heads(task, truth, [answers], draws=draws, seed=seed)[:, 0]  # (draws, heads)
+    low_high = middle_part(np.column_stack([resampled, resampled @ weights]))
+    return Score(
+        total=score.total,
+        heads=heads,
+        rows=rows,
+        interval=low_high[-1],
+        head_intervals=dict(zip(heads, low_high, strict=False)),
+    )
+
+
+def score_split(
+    task: Task,
+    truth: Classes,
+    answers: Answers,
+    unseen: npt.NDArray[np.bool_] | None,
+    *,
+    draws: int = 0,
+) -> SplitScore:
+    """Score all rows, and seen and unseen combinations of heads apart.
+
+    Args:
+        task: Gives the metric and the heads' weights.
+        truth: {head: (N,) class indices}.
+        answers: {head: (N,) class indices or (N, C) probabilities}, rows in the same order.
+        unseen: (N,) True where train does not show the row's combination; None where that is not known.
+        draws: Resamples of the images for the 95 % intervals; 0 for no intervals.
+    """
+
+    def part(rows: npt.NDArray[np.bool_]) -> Score | None:
+        if not rows.any():
+            return None
+        return score_answers(task, _rows(truth, rows), _rows(answers, rows), draws=draws)
+
+    whole = score_answers(task, truth, answers, draws=draws)
+    if unseen is None:
+        return SplitScore(all=whole)
+    return SplitScore(all=whole, seen=part(~unseen), unseen=part(unseen))
+
+
+def metric_value(metric: Metric, truth: npt.NDArray[np.int64], answer: npt.NDArray[Any], num_classes: int) -> float:
+    """Return one head's value of a metric, from (N,) decided classes or (N, C) probabilities."""
+    if metric in PROBABILITY_METRICS:
+        return PROBABILITY_METRICS[metric](truth, answer)
+    decided = answer.argmax(axis=1) if answer.ndim == 2 else answer
+    return float(CLASS_METRICS[metric](confusion_matrix(truth, decided, num_classes)))
+
+
+def bootstrap_heads(
+    task: Task, truth: Classes, several: Sequence[Answers], *, draws: int = DRAWS, seed: int = 0
+) -> Floats:
+    """Score several sets of answers to the same images on images drawn with replacement, the same ones for each.
+
+    Args:
+        task: Gives the metric.
+        truth: {head: (N,) class indices}.
+        several: A sets of answers, each {head: (N,) class indices or (N, C) probabilities}.
+        draws: How many; fewer (at least 100) where a metric that sorts probabilities has very many rows.
+        seed: Same seed, same images.
+
+    Returns:
+        (draws, A, heads) values of the metric.
+    """
+    rng = np.random.default_rng(seed)
+    fitted = [_fitting(task, answers) for answers in several]
+    if task.metric in CLASS_METRICS:
+        return _bootstrap_classes(task, truth, fitted, draws, rng)
+    num_rows = len(next(iter(truth.values())))
+    if task.metric == "log_loss":
+        losses = np.stack([[row_losses(truth[h], answers[h]) for h in task.heads] for answers in fitted], axis=1)
+        picks = (rng.integers(num_rows, size=num_rows) for _ in range(draws))
+        return np.array([losses[..., rows].mean(axis=-1).T for rows in picks])
+    measure = PROBABILITY_METRICS[task.metric]
+    values = num_rows * len(several) * sum(head.num_classes for head in task.heads.values())
+    scores = []
+    for _ in range(min(draws, max(100, int(_MOST_VALUES / values)))):
+        rows = rng.integers(num_rows, size=num_rows)
+        scores.append([[measure(truth[h][rows], answers[h][rows]) for h in task.heads] for answers in fitted])
+    return np.array(scores)
+
+
+def _bootstrap_classes(
+    task: Task, truth: Classes, several: Sequence[Answers], draws: int, rng: np.random.Generator
+) -> Floats:
+    """Draw how often each different outcome (truth and decisions of all heads) occurs, rather than every image."""
+    heads = list(task.heads.values())
+    cells = [truth[head.name] * head.num_classes + answers[head.name] for answers in several for head in heads]
+    outcomes, counts = np.unique(np.stack(cells, axis=1), axis=0, return_counts=True)
+    metric = CLASS_METRICS[task.metric]
+    values = np.empty((draws, len(cells)))
+    for draw in range(draws):
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum())
+        for column in range(len(cells)):
+            size = heads[column % len(heads)].num_classes
+            flat = np.bincount(outcomes[:, column], weights=drawn, minlength=size**2)
+            values[draw, column] = metric(flat.reshape(size, size))
+    return values.reshape(draws, len(several), len(heads))
+
+
+def format_scores(scores: dict[str, SplitScore]) -> list[str]:
+    """Return a table: one row a score and part (all, seen, unseen), one column a head."""
+    heads = list(next(iter(scores.values())).all.heads)
+    intervals = any(split.all.interval for split in scores.values())
+    head_widths = [max(len(head), 8) for head in heads]
+    titles = "  ".join(f"{head:>{width}}" for head, width in zip(heads, head_widths, strict=True))
+    name_width = max(12, *map(len, scores)) + 2
+    interval_title = f"{'95 % interval':>18}  " if intervals else ""
+    lines = [f"{'score':<{name_width}}{'combinations':<14}{'images':>8}  {'total':>8}  {interval_title}{titles}"]
+    for name, split in scores.items():
+        for part in ("all", "seen", "unseen"):
+            score: Score | None = getattr(split, part)
+            if score is None:
+                continue
+            values = "  ".join(f"{score.heads[h]:>{w}.4f}" for h, w in zip(heads, head_widths, strict=True))
+            low_high = "{:.4f} to {:.4f}".format(*score.interval) if score.interval else ""
+            interval = f"{low_high:>18}  " if intervals else ""
+            lines.append(f"{name:<{name_width}}{part:<14}{score.rows:>8,}  {score.total:>8.4f}  {interval}{values}")
+    return lines
+
+
+def _fitting(task: Task, answers: Answers) -> dict[str, npt.NDArray[Any]]:
+    """Return answers in the form the metric wants: decided classes, or probabilities."""
+    if task.metric in CLASS_METRICS:
+        return {head: a.argmax(axis=1) if a.ndim == 2 else a for head, a in answers.items()}
+    for head, answer in answers.items():
+        if answer.ndim != 2:
+            raise DataError(
+                f"head {head!r}: metric {task.metric} scores probabilities, and only classes are given; "
+                "score predictions, not decided classes"
+            )
+    return dict(answers)
+
+
+def _rows(values: Answers, rows: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[Any]]:
+    return {head: value[rows] for head, value in values.items()}
+
+
+def _head_weights(task: Task) -> Floats:
+    weights = np.array([head.weight for head in task.heads.values()])
+    return np.asarray(weights / weights.sum())
+
+
+def middle_part(values: Floats) -> list[tuple[float, float]]:
+    """Return between which two values the middle 95 % of each column of (draws, columns) lie."""
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.nanquantile(values, [tail, 1 - tail], axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
