@@ -18,6 +18,15 @@ from kaggle_kit.errors import KitError
 Command = Callable[[argparse.Namespace], tuple[commands.Result, int]]
 Adder = Callable[[str, Command, str, str], argparse.ArgumentParser]
 TASK_HELP = "a preset's name (bengali, ships, digits), or the path of a task.yaml"
+SCHEMES = (
+    "stratified",
+    "grouped",
+    "stratified-grouped",
+    "unseen",
+    "leave-one-group-out",
+    "holdout",
+    "everything",
+)
 BASE_PACKAGES = ("numpy", "cv2", "pyarrow", "yaml")
 DATA_HELP = "the competition's data folder"
 
@@ -102,18 +111,52 @@ def _add_data(add: Adder) -> None:
     folds = add(
         "folds",
         commands.folds,
-        "divide the train images into folds, equal images into the same",
-        "kaggle-kit folds digits ./digits/data --out folds.parquet --scheme stratified --n 5",
+        "divide the train images into folds, equal images into the same; or check a fold file for leaks",
+        "kaggle-kit folds digits ./digits/data --out folds.parquet --scheme unseen --n 5\n"
+        "  kaggle-kit folds digits ./digits/data --check somebodys_folds.csv",
     )
     folds.add_argument("task", metavar="TASK", help=TASK_HELP)
     folds.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
-    folds.add_argument("--out", type=Path, required=True, metavar="FILE", help="the fold file, parquet")
+    folds.add_argument("--out", type=Path, metavar="FILE", help="the fold file, parquet")
     folds.add_argument(
         "--scheme",
-        choices=("stratified", "grouped"),
+        choices=SCHEMES,
         default="stratified",
-        help="stratified: every class of every head in like shares; grouped: no group in two folds "
+        help="stratified: every class of every head in like shares; "
+        "grouped: no group (the task's `groups`: a writer, a patient) in two folds; "
+        "stratified-grouped: both, as well as can be; "
+        "unseen: each fold holds out whole combinations of heads, for a test that shows new ones; "
+        "leave-one-group-out: a fold a group; holdout: one part validates, once; "
+        "everything: all train, none validates (default: %(default)s)",
+    )
+    folds.add_argument(
+        "--valid-share",
+        type=float,
+        default=0.15,
+        metavar="SHARE",
+        help="holdout: validates (default: %(default)s)",
+    )
+    folds.add_argument(
+        "--unseen-share",
+        type=float,
+        default=0.25,
+        metavar="SHARE",
+        help="unseen: the share of images in held-out combinations; what you expect of the test (default: %(default)s)",
+    )
+    folds.add_argument(
+        "--rare",
+        choices=("error", "train"),
+        default="error",
+        help="the only image of a class cannot both train and validate: refuse it, or let it train in every fold "
         "(default: %(default)s)",
+    )
+    folds.add_argument(
+        "--check",
+        type=Path,
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write nothing; check this file (or --out), parquet or CSV of ids and `fold`; exit code 1: leaks",
     )
     folds.add_argument(
         "--packed",

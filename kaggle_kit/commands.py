@@ -11,6 +11,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kaggle_kit.folds import Ints
+    from kaggle_kit.labels import Labels
     from kaggle_kit.runtime.bundle import Member
     from kaggle_kit.sources import PackedSource
     from kaggle_kit.task import Fit, Stored, Task
@@ -47,42 +51,75 @@ def sample(options: argparse.Namespace) -> tuple[Result, int]:
 
 
 def folds(options: argparse.Namespace) -> tuple[Result, int]:
-    """Divide the train images into folds."""
-    import numpy as np
-
+    """Divide the train images into folds, or check a fold file."""
+    from kaggle_kit.errors import SettingError
     from kaggle_kit.files import check_output_file
     from kaggle_kit.folds import describe_duplicates, make_folds
+    from kaggle_kit.folds.check import check_folds, check_made, format_findings, read_fold_file
     from kaggle_kit.labels import read_labels
+    from kaggle_kit.task import read_task
+
+    checked = options.check or None
+    if options.out is None and checked is None:
+        raise SettingError("say where the folds go with --out folds.parquet, or which file to check with --check FILE")
+    task = read_task(options.task)
+    labels = read_labels(task, options.data)
+    if options.check is not None:
+        checked = checked or options.out
+        file = read_fold_file(checked, id_column=task.labels.id)
+        findings = check_folds(labels, file, duplicates=_equal_images(options, labels, checked.parent))
+        print("\n".join(format_findings(findings)))
+        failed = [finding for finding in findings if finding.verdict in ("LEAK", "WRONG")]
+        print(
+            f"{checked}: {len(failed)} of {len(findings)} findings speak against it" if failed else f"{checked}: sound"
+        )
+        return {"checked": checked, "findings": findings}, CHECK_FAILED if failed else DONE
+    check_output_file(options.out, ".parquet", outside=options.data)
+    groups = _equal_images(options, labels, options.out.parent)
+    made = make_folds(
+        labels,
+        options.scheme,
+        num_folds=options.n,
+        seed=options.seed,
+        duplicates=groups,
+        valid_share=options.valid_share,
+        unseen_share=options.unseen_share,
+        rare=options.rare,
+    )
+    made.save(options.out)
+    findings = check_made(labels, made, duplicates=groups)
+    duplicates = None if groups is None else describe_duplicates(labels, groups)
+    print(f"{options.out}: {made.num_folds} {made.scheme} fold(s)")
+    print("\n".join(format_findings(findings)))
+    if duplicates and duplicates.num_images:
+        print(duplicates.text)
+    return {
+        "out": options.out,
+        "sizes": [int((made.fold == number).sum()) for number in range(made.num_folds)],
+        "unseen": int(made.unseen.sum()),
+        "duplicates": duplicates and duplicates.num_images,
+        "data_hash": made.data_hash,
+        "findings": findings,
+    }, DONE
+
+
+def _equal_images(options: argparse.Namespace, labels: Labels, beside: Path) -> Ints | None:
+    """Return (N,) numbers, equal for equal images, from the packed store; None when only labels are to be read."""
+    import numpy as np
+
     from kaggle_kit.packing.competition import pack_train
     from kaggle_kit.sources import resolve_stored
     from kaggle_kit.tables import rows_of
     from kaggle_kit.task import read_task
 
-    check_output_file(options.out, ".parquet", outside=options.data)
-    task = read_task(options.task)
-    labels = read_labels(task, options.data)
-    groups, broken = None, 0
-    if not options.labels_only:
-        store = pack_train(resolve_stored(task, options.data), options.data, options.packed, beside=options.out.parent)
-        broken = int(np.isin(labels.ids, list(store.broken)).sum())
-        groups = store.duplicate_groups()[rows_of(labels.ids, store.ids)]
-    folds = make_folds(labels, options.scheme, num_folds=options.n, seed=options.seed, duplicates=groups)
-    folds.save(options.out)
-    sizes = [int((folds.fold == number).sum()) for number in range(folds.num_folds)]
-    unseen = int(folds.unseen.sum())
-    print(f"{options.out}: {folds.num_folds} {folds.scheme} folds of {sizes} images")
-    print(f"{unseen:,} of {len(labels):,} images show a combination of heads that no other fold shows")
+    if options.labels_only:
+        return None
+    task = resolve_stored(read_task(options.task), options.data)
+    store = pack_train(task, options.data, options.packed, beside=beside)
+    broken = int(np.isin(labels.ids, list(store.broken)).sum())
     if broken:
         print(f"{broken:,} image(s) are broken; training leaves them out")
-    duplicates = None if groups is None else describe_duplicates(labels, groups)
-    print(duplicates.text if duplicates else "images were not looked at: equal images may lie in two folds")
-    return {
-        "out": options.out,
-        "sizes": sizes,
-        "unseen": unseen,
-        "duplicates": duplicates and duplicates.num_images,
-        "data_hash": folds.data_hash,
-    }, DONE
+    return store.duplicate_groups()[rows_of(labels.ids, store.ids)]
 
 
 def pack(options: argparse.Namespace) -> tuple[Result, int]:

@@ -31,6 +31,17 @@ class Labels:
     classes: Classes
     groups: Text | None = None
 
+    def __post_init__(self) -> None:
+        for head, classes in self.classes.items():
+            if classes.shape != self.ids.shape or classes.dtype.kind not in "iu":
+                raise DataError(
+                    f"head {head!r}: labels are {classes.dtype} {classes.shape}; expected {len(self.ids)} class "
+                    f"indices as integers{_nan_text(classes)}"
+                )
+            below = int((classes < 0).sum())
+            if below:
+                raise DataError(f"head {head!r}: {below:,} label(s) are below 0; leave those images out")
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -57,6 +68,11 @@ class Labels:
     def combinations(self) -> npt.NDArray[np.int64]:
         """Return (N, heads) class indices, one column a head."""
         return np.stack(list(self.classes.values()), axis=1)
+
+
+def _nan_text(classes: npt.NDArray[np.int64]) -> str:
+    lacking = int(np.isnan(classes).sum()) if classes.dtype.kind == "f" else 0
+    return f"; {lacking:,} are NaN: leave those images out" if lacking else ""
 
 
 def read_labels(task: Task, root: Path) -> Labels:
@@ -113,10 +129,12 @@ def class_indices(head: Head, values: Text, ids: Text, where: object) -> npt.NDA
     )[inverse]
     if (indices < 0).any():
         row = int(np.argmax(indices < 0))
+        lacking = int(np.isin(np.char.lower(values), ["", "nan", "null", "none"]).sum())
+        empty = f", {lacking:,} of them without a label" if lacking else ""
         shown = ", ".join(head.class_values[:3]) + (" ..." if head.num_classes > 3 else "")
         raise DataError(
             f"{where}: head {head.name!r} of {str(ids[row])!r} is {str(values[row])!r}; expected one of its "
-            f"{head.num_classes} classes ({shown}); {int((indices < 0).sum()):,} row(s) in all, "
+            f"{head.num_classes} classes ({shown}); {int((indices < 0).sum()):,} row(s) in all{empty}, "
             "mend the file, or the head's `classes` and `values` in the task"
         )
     return indices

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from conftest import Toy
 
 from kaggle_kit.errors import DataError, SettingError
-from kaggle_kit.folds import Folds, labels_hash, make_folds
+from kaggle_kit.folds import Folds, Scheme, labels_hash, make_folds, unseen_rows
+from kaggle_kit.folds.check import FoldFile, check_folds, check_made, label_deviation, read_fold_file
 from kaggle_kit.labels import Labels, read_labels
+from kaggle_kit.tables import write_rows
 
 
 def skewed(rows: int = 600) -> Labels:
@@ -22,7 +25,7 @@ def skewed(rows: int = 600) -> Labels:
 
 
 @pytest.mark.parametrize("scheme", ["stratified", "grouped"])
-def test_folds_partition_and_repeat_with_the_seed(scheme: str) -> None:
+def test_folds_partition_and_repeat_with_the_seed(scheme: Scheme) -> None:
     labels = skewed()
     folds = make_folds(labels, scheme, num_folds=5, seed=3)
     assert sorted(np.unique(folds.fold)) == [0, 1, 2, 3, 4]
@@ -49,9 +52,10 @@ def test_no_group_crosses_folds() -> None:
 
 
 def test_unseen_marks_combinations_that_no_other_fold_shows() -> None:
-    labels = Labels(ids=np.array(list("abcd")), classes={"x": np.array([0, 0, 1, 2]), "y": np.array([0, 0, 1, 2])})
-    folds = make_folds(labels, "stratified", num_folds=2)
-    assert folds.unseen.tolist() == [False, False, True, True]
+    classes = {"x": np.array([0, 0, 1, 1]), "y": np.array([0, 0, 1, 2])}
+    labels = Labels(ids=np.array(list("abcd")), classes=classes)
+    assert unseen_rows(labels, np.array([0, 1, 0, 1])).tolist() == [False, False, True, True]
+    assert unseen_rows(labels, np.array([0, -1, 0, -1])).tolist() == [False, False, True, False]
 
 
 def test_save_and_load_give_the_same(tmp_path: Path) -> None:
@@ -100,3 +104,184 @@ def test_what_is_no_fold_file_is_refused(tmp_path: Path) -> None:
         Folds.load(tmp_path / "x.parquet")
     with pytest.raises(DataError, match="there is no fold file"):
         Folds.load(tmp_path / "y.parquet")
+
+
+SCHEMES = get_args(Scheme)
+
+
+def uneven_combinations(rows: int = 2000, seed: int = 0) -> Labels:
+    """Three heads whose 60 combinations are shown from once to hundreds of times; no class is alone."""
+    rng = np.random.default_rng(seed)
+    weights = rng.gamma(0.4, 1, 60)
+    picks = np.concatenate([np.arange(60), rng.choice(60, rows - 60, p=weights / weights.sum())])
+    columns = np.stack(np.unravel_index(picks, (5, 4, 3)))
+    return Labels(
+        ids=np.array([f"i{i}" for i in range(rows)]),
+        classes=dict(zip("abc", columns.astype(np.int64), strict=True)),
+        groups=np.array([f"g{i % 37}" for i in range(rows)]),
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_repeats_with_its_seed_and_passes_its_own_check(scheme: Scheme) -> None:
+    labels = uneven_combinations()
+    duplicates = np.where(np.arange(2000) % 999 < 2, 0, np.arange(2000))
+    folds = make_folds(labels, scheme, seed=3, duplicates=duplicates)
+    assert (folds.fold == make_folds(labels, scheme, seed=3, duplicates=duplicates).fold).all()
+    findings = check_made(labels, folds, duplicates=duplicates)
+    assert not [finding.text for finding in findings if finding.verdict in ("LEAK", "WRONG")]
+
+
+@pytest.mark.parametrize("scheme", ["stratified", "unseen", "holdout", "stratified-grouped"])
+def test_every_class_is_trained_where_it_validates(scheme: Scheme) -> None:
+    for seed in range(5):
+        labels = uneven_combinations(150, seed=seed)
+        folds = make_folds(labels, scheme, num_folds=3, seed=seed)
+        for number in range(folds.num_folds):
+            for classes in labels.classes.values():
+                assert set(classes[folds.fold == number]) <= set(classes[folds.fold != number])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("num_folds", [2, 5])
+def test_unseen_folds_hold_out_the_share_asked_for_in_whole_combinations(share: float, num_folds: int) -> None:
+    labels = uneven_combinations()
+    folds = make_folds(labels, "unseen", num_folds=num_folds, unseen_share=share)
+    assert folds.unseen.mean() == pytest.approx(share, abs=0.02)
+    combinations = np.unique(labels.combinations(), axis=0, return_inverse=True)[1].ravel()
+    for number in np.unique(combinations):
+        inside = combinations == number
+        assert len(set(folds.unseen[inside])) == 1
+        assert len(np.unique(folds.fold[inside])) == 1 if folds.unseen[inside].all() else True
+    by_fold = [folds.unseen[folds.fold == number].mean() for number in range(num_folds)]
+    assert max(by_fold) - min(by_fold) < 0.05
+
+
+def test_holdout_holds_out_its_share_of_every_class_and_trains_what_is_rare() -> None:
+    labels = uneven_combinations(600)
+    labels.classes["a"][7] = 9
+    folds = make_folds(labels, "holdout", valid_share=0.15)
+    assert (folds.fold >= 0).mean() == pytest.approx(0.15, abs=0.02)
+    assert folds.num_folds == 1 and folds.fold[7] == -1
+    for classes in labels.classes.values():
+        for label in range(3):
+            assert (folds.fold[classes == label] >= 0).mean() == pytest.approx(0.15, abs=0.05)
+
+
+def test_everything_validates_nothing() -> None:
+    folds = make_folds(skewed(), "everything")
+    assert folds.num_folds == 0 and not folds.unseen.any()
+
+
+def test_leave_one_group_out_makes_a_fold_a_group() -> None:
+    labels = skewed()
+    folds = make_folds(labels, "leave-one-group-out")
+    assert folds.num_folds == 7
+    same = np.arange(600)
+    same[1] = same[0]  # groups g0 and g1 share an image
+    assert make_folds(labels, "leave-one-group-out", duplicates=same).num_folds == 6
+
+
+def test_stratified_groups_are_more_alike_than_groups_alone() -> None:
+    labels = uneven_combinations()
+    assert labels.groups is not None
+    labels.groups[:] = np.array([f"g{c % 11}-{i % 13}" for i, c in enumerate(labels.combinations() @ [7, 3, 1])])
+    alike = {}
+    for scheme in ("grouped", "stratified-grouped"):
+        folds = make_folds(labels, scheme, num_folds=4)
+        alike[scheme] = max(label_deviation(classes, folds.fold) for classes in labels.classes.values())
+        for group in np.unique(labels.groups):
+            assert len(np.unique(folds.fold[labels.groups == group])) == 1
+    assert alike["stratified-grouped"] < alike["grouped"]
+
+
+def test_folds_are_as_alike_as_the_best_of_many_random_ones() -> None:
+    labels = uneven_combinations(500)
+    found = make_folds(labels, num_folds=5)
+    rng = np.random.default_rng(0)
+    for classes in labels.classes.values():
+        tries = [label_deviation(classes, rng.permutation(np.arange(500) % 5)) for _ in range(50)]
+        assert label_deviation(classes, found.fold) < min(tries)
+
+
+def lone_class() -> Labels:
+    labels = skewed(60)
+    labels.classes["root"][4] = 10
+    labels.classes["vowel"][4] = 0
+    return labels
+
+
+@pytest.mark.parametrize("scheme", ["stratified", "unseen"])
+def test_the_only_image_of_a_class_is_refused_or_trains_every_fold(scheme: Scheme) -> None:
+    labels = lone_class()
+    labels.classes["root"][labels.classes["root"] > 2] = 2
+    labels.classes["root"][4] = 10
+    with pytest.raises(DataError, match=r"1 class\(es\) have one image only \('root 10'; images 'i4'\).*--rare train"):
+        make_folds(labels, scheme, num_folds=3)
+    folds = make_folds(labels, scheme, num_folds=3, rare="train")
+    assert folds.fold[4] == -1 and (np.delete(folds.fold, 4) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({"scheme": "holdout", "valid_share": 1.5}, SettingError, "`valid_share` is 1.5; give a share between 0 and 1"),
+        ({"scheme": "unseen", "unseen_share": 0.0}, SettingError, "`unseen_share` is 0.0"),
+        ({"scheme": "holdout", "valid_share": 0.0001}, DataError, "holds none out; raise --valid-share"),
+        ({"scheme": "leave-one-group-out", "duplicates": np.zeros(600, int)}, DataError, "2 folds of 1 groups"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(asked: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_folds(skewed(), **asked)
+
+
+def test_no_images_and_one_image_are_refused() -> None:
+    for rows, message in ((0, "no labelled images"), (1, "5 folds of 1 images")):
+        with pytest.raises(DataError, match=message):
+            make_folds(skewed().take(np.arange(rows)))
+
+
+def verdicts(labels: Labels, file: FoldFile, duplicates: np.ndarray | None = None) -> list[str]:
+    return [f"{f.verdict} {f.text}" for f in check_folds(labels, file, duplicates=duplicates) if f.verdict != "note"]
+
+
+def test_the_check_finds_every_leak_in_a_file_from_elsewhere(tmp_path: Path) -> None:
+    labels = skewed()
+    rows = [[name, i % 5] for i, name in enumerate(labels.ids.tolist())]
+    path = tmp_path / "somebody.csv"
+    write_rows(path, ["image_id", "fold"], [*rows[:-1], ["i0", 3]])
+    same = np.arange(600)
+    same[1] = same[0]
+    found = verdicts(labels, read_fold_file(path, id_column="image_id"), same)
+    assert any("LEAK 1 id(s) are in several folds: 'i0'" in text for text in found)
+    assert any("WRONG 1 of 600 labelled images have no fold: 'i599'" in text for text in found)
+    assert any("LEAK 1 set(s) of equal images lie in several folds, such as 'i0', 'i1'" in text for text in found)
+    assert any("LEAK 7 of 7 groups lie in several folds" in text for text in found)
+
+
+def test_the_check_finds_classes_that_are_not_trained_and_other_labels(tmp_path: Path) -> None:
+    labels = skewed()
+    folds = make_folds(labels, num_folds=3)
+    folds.save(tmp_path / "folds.parquet")
+    file = read_fold_file(tmp_path / "folds.parquet")
+    assert all(text.startswith("ok") for text in verdicts(labels, file, np.arange(600)))
+    labels.classes["vowel"][folds.fold == 1] = 7
+    found = verdicts(labels, file)
+    assert any("WRONG made from other labels" in text for text in found)
+    assert any("WRONG 1 class(es) are not trained in the fold that validates them: 'vowel 7'" in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        (["image_id", "kfold"], [["a", 1]], "none of them 'fold'; did you mean 'kfold'"),
+        (["picture", "fold"], [["a", 1]], "none of them 'image_id'"),
+        (["id", "fold"], [["a", "x"], ["b", ""]], r"fold of 'a' is 'x', 2 row\(s\) in all; expected 0, 1, 2"),
+    ],
+)
+def test_what_is_no_table_of_folds_is_refused(tmp_path: Path, header: list, rows: list, message: str) -> None:
+    path = tmp_path / "folds.csv"
+    write_rows(path, header, rows)
+    with pytest.raises(DataError, match=message):
+        read_fold_file(path, id_column="image_id")

@@ -61,6 +61,11 @@ def train_run(
     """
     if only is not None and not 0 <= only < folds.num_folds:
         raise SettingError(f"`fold` is {only}; the fold file has folds 0 to {folds.num_folds - 1}")
+    if not folds.num_folds:
+        raise SettingError(
+            f"the folds validate no image (scheme {folds.scheme!r}), so training could not choose its best epoch; "
+            "make folds that validate, such as --scheme holdout"
+        )
     _check_folder(out, overwrite=overwrite)
     check_model(config.model)
     task = resolve_stored(task, data)

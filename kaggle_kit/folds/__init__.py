@@ -12,10 +12,14 @@ import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, SettingError, some_of
 from kaggle_kit.files import replacing
-from kaggle_kit.labels import Labels, unseen_combinations
+from kaggle_kit.folds import schemes
+from kaggle_kit.labels import Labels
 from kaggle_kit.tables import Text, check_unique, rows_of
 
-Scheme = Literal["stratified", "grouped"]
+Scheme = Literal[
+    "stratified", "grouped", "stratified-grouped", "unseen", "leave-one-group-out", "holdout", "everything"
+]
+Rare = Literal["error", "train"]
 Ints = npt.NDArray[np.int64]
 
 
@@ -25,8 +29,8 @@ class Folds:
 
     Attributes:
         ids: (N,) image ids, no two alike.
-        fold: (N,) int64, 0 to num_folds - 1: the fold that validates the image.
-        unseen: (N,) True where the image's combination of heads is in no other fold.
+        fold: (N,) int64, 0 to num_folds - 1: the fold that validates the image; -1: it trains every fold.
+        unseen: (N,) True where the image validates and its combination of heads is in no image that trains that fold.
         scheme: How they were made.
         seed: What they were made with.
         data_hash: Of the labels they were made from.
@@ -41,14 +45,17 @@ class Folds:
 
     def __post_init__(self) -> None:
         check_unique(self.ids, "the fold file")
-        sizes = np.bincount(self.fold, minlength=1) if len(self.fold) and self.fold.min() >= 0 else np.zeros(1)
-        if len(sizes) < 2 or (sizes == 0).any():
-            raise DataError(f"folds have sizes {sizes.tolist()}; expected at least 2, numbered from 0, none empty")
+        sizes = np.bincount(self.fold[self.fold >= 0])
+        if self.fold.min(initial=0) < -1 or (sizes == 0).any() or (len(sizes) == 1 and (self.fold == 0).all()):
+            raise DataError(
+                f"folds have sizes {sizes.tolist()}; expected numbers from 0, none empty, and images that train "
+                "(-1 for those that never validate)"
+            )
 
     @property
     def num_folds(self) -> int:
-        """The number of folds."""
-        return int(self.fold.max()) + 1
+        """The number of folds that validate; 0 where everything trains."""
+        return int(self.fold.max(initial=-1)) + 1
 
     def align(self, ids: Text) -> Folds:
         """Return the folds of these ids, in this order.
@@ -118,39 +125,96 @@ def make_folds(
     num_folds: int = 5,
     seed: int = 0,
     duplicates: Ints | None = None,
+    valid_share: float = 0.15,
+    unseen_share: float = 0.25,
+    rare: Rare = "error",
 ) -> Folds:
     """Divide the labelled images into folds.
 
     Args:
         labels: What the label file says.
-        scheme: `stratified`: every fold has every head's classes in like shares; `grouped`: no group of the task's
-            `groups` column (a writer, a patient) is in two folds, and folds are of like size.
-        num_folds: At least 2.
+        scheme: `stratified`: every fold has every class of every head in its share (iterative stratification on
+            one-hot labels), and every class is trained in every fold. `grouped`: no group of the task's `groups`
+            column (a writer, a patient) is in two folds, which are of like size. `stratified-grouped`: no group in two
+            folds, classes in about their shares. `unseen`: every fold holds out whole combinations of heads, while
+            every class of every head stays in train. `leave-one-group-out`: a fold a group. `holdout`: one stratified
+            part validates, the rest trains. `everything`: all images train, none validates.
+        num_folds: At least 2; not used by the last three schemes.
         seed: Same seed, same folds.
         duplicates: (N,) numbers, equal for equal images, as `PackedSource.duplicate_groups` gives them: equal images
             are put into one fold. None: all images differ.
+        valid_share: holdout: the share of the images that validates.
+        unseen_share: unseen: the share of the images that validates as part of an unseen combination.
+        rare: stratified and unseen: what happens to the only image of a class. `error`: refused. `train`: it trains
+            every fold and validates none.
 
     Raises:
-        SettingError: For fewer than 2 folds, or `grouped` without a groups column.
-        DataError: When there are more folds than images or groups.
+        SettingError: For fewer than 2 folds, a share that is none, or a scheme of groups without a groups column.
+        DataError: When there are more folds than images or groups, or a class has one image.
     """
+    same = np.arange(len(labels)) if duplicates is None else np.asarray(duplicates)
+    _check_asked(labels, scheme, num_folds=num_folds, valid_share=valid_share, unseen_share=unseen_share)
+    if scheme == "everything":
+        fold = np.full(len(labels), -1, np.int64)
+    elif scheme == "holdout":
+        fold = schemes.holdout(labels, same, valid_share, np.random.default_rng(seed))
+    elif scheme in ("stratified", "unseen"):
+        fold = np.full(len(labels), -1, np.int64)
+        alone = schemes.lone_rows(labels, same)
+        if rare == "error":
+            schemes.check_lone(labels, alone)
+        rows = np.flatnonzero(~alone)
+        if len(rows) < num_folds:
+            raise DataError(f"{num_folds} folds of {len(rows)} images that may validate; ask for fewer folds")
+        part, rng = labels.take(rows), np.random.default_rng(seed)
+        if scheme == "stratified":
+            fold[rows] = schemes.stratified(part, same[rows], num_folds, rng)
+        else:
+            fold[rows] = schemes.unseen(part, same[rows], num_folds, unseen_share, rng)
+    else:
+        fold = _by_groups(labels, same, scheme, num_folds, seed)
+    return Folds(
+        ids=labels.ids,
+        fold=fold,
+        unseen=unseen_rows(labels, fold),
+        scheme=scheme,
+        seed=seed,
+        data_hash=labels_hash(labels),
+    )
+
+
+def _check_asked(labels: Labels, scheme: Scheme, *, num_folds: int, valid_share: float, unseen_share: float) -> None:
+    if not len(labels):
+        raise DataError("there are no labelled images to divide; check the label file")
+    for name, share in (("valid_share", valid_share), ("unseen_share", unseen_share)):
+        if not 0 < share < 1:
+            raise SettingError(f"`{name}` is {share}; give a share between 0 and 1, such as 0.2")
+    if scheme in ("leave-one-group-out", "holdout", "everything"):
+        return
     if num_folds < 2:
-        raise SettingError(f"number of folds is {num_folds}; expected 2 or more")
+        raise SettingError(f"number of folds is {num_folds}; expected 2 or more; one held-out part: scheme 'holdout'")
     if num_folds > len(labels):
         raise DataError(f"{num_folds} folds of {len(labels)} images leave some empty; ask for fewer folds")
-    same = np.arange(len(labels)) if duplicates is None else duplicates
-    if scheme == "stratified":
-        _, first, inverse = np.unique(same, return_index=True, return_inverse=True)
-        order = np.argsort(first)  # rows in their own order: without duplicates nothing changes
-        once = _stratified(labels.take(first[order]), num_folds, np.random.default_rng(seed))
-        fold = once[np.argsort(order)[inverse]]
-    else:
-        fold = _grouped(labels, same, num_folds, seed)
+
+
+def _by_groups(labels: Labels, same: Ints, scheme: Scheme, num_folds: int, seed: int) -> Ints:
+    if scheme == "leave-one-group-out":
+        return schemes.needed_groups(labels, same, scheme, 2)
+    groups = schemes.needed_groups(labels, same, scheme, num_folds)
+    if scheme == "grouped":
+        return schemes.grouped(labels, groups, num_folds, seed)
+    return schemes.stratified_grouped(labels, groups, num_folds, np.random.default_rng(seed))
+
+
+def unseen_rows(labels: Labels, fold: Ints) -> npt.NDArray[np.bool_]:
+    """Return (N,) True where an image validates and no image that trains that fold shows its combination of heads."""
+    combinations = np.unique(labels.combinations(), axis=0, return_inverse=True)[1].ravel()
+    in_all = np.bincount(combinations)
     unseen = np.zeros(len(labels), bool)
-    for number in range(num_folds):
+    for number in range(int(fold.max(initial=-1)) + 1):
         inside = fold == number
-        unseen[inside] = unseen_combinations(labels.take(np.flatnonzero(inside)), labels.take(np.flatnonzero(~inside)))
-    return Folds(ids=labels.ids, fold=fold, unseen=unseen, scheme=scheme, seed=seed, data_hash=labels_hash(labels))
+        unseen |= inside & (np.bincount(combinations[inside], minlength=len(in_all)) == in_all)[combinations]
+    return unseen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,64 +254,3 @@ def labels_hash(labels: Labels) -> str:
     if labels.groups is not None:
         digest.update("\n".join(labels.groups[order].tolist()).encode())
     return digest.hexdigest()[:12]
-
-
-def _stratified(labels: Labels, num_folds: int, rng: np.random.Generator) -> Ints:
-    """Iterative stratification (Sechidis et al. 2011) on the one-hot labels of all heads at once."""
-    tags = _one_hot_columns(labels)
-    num_tags = int(tags.max()) + 1
-    totals = np.bincount(tags.ravel(), minlength=num_tags)
-    wanted = np.tile(totals / num_folds, (num_folds, 1))
-    room = np.full(num_folds, len(labels) / num_folds)
-    fold = np.full(len(labels), -1, np.int64)
-    remaining = totals.copy()
-    shuffled = rng.permutation(len(labels))
-    while remaining.any():
-        tag = int(np.argmin(np.where(remaining > 0, remaining, np.iinfo(np.int64).max)))
-        rows = shuffled[(fold[shuffled] < 0) & (tags[shuffled] == tag).any(axis=1)]
-        for row in rows.tolist():
-            most = wanted[:, tag] >= wanted[:, tag].max() - 1e-9
-            choice = int(np.argmax(np.where(most, room + rng.random(num_folds) * 1e-6, -np.inf)))
-            fold[row] = choice
-            wanted[choice, tags[row]] -= 1
-            room[choice] -= 1
-        remaining -= np.bincount(tags[rows].ravel(), minlength=num_tags)
-    return fold
-
-
-def _one_hot_columns(labels: Labels) -> Ints:
-    """Return (N, heads) numbers of the one-hot column that each label sets, unique across heads."""
-    columns = labels.combinations()
-    offsets = np.cumsum([0, *(columns.max(axis=0)[:-1] + 1)])
-    return np.asarray(columns + offsets, np.int64)
-
-
-def _grouped(labels: Labels, same: Ints, num_folds: int, seed: int) -> Ints:
-    from sklearn.model_selection import GroupKFold
-
-    if labels.groups is None:
-        raise SettingError("scheme 'grouped' needs a column that names each image's group; set the task's `groups`")
-    groups = _merged(labels.groups, same)
-    num_groups = len(np.unique(groups))
-    if num_groups < num_folds:
-        repair = f"ask for {num_groups} or fewer" if num_groups > 1 else "use scheme 'stratified'"
-        merged = "" if num_groups == len(np.unique(labels.groups)) else " (those that share equal images count as one)"
-        raise DataError(f"{num_folds} folds of {num_groups} groups{merged} leave some empty; {repair}")
-    fold = np.empty(len(labels), np.int64)
-    splitter = GroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
-    for number, (_, inside) in enumerate(splitter.split(np.zeros(len(labels)), groups=groups)):
-        fold[inside] = number
-    return fold
-
-
-def _merged(groups: Text, same: Ints) -> Ints:
-    """Return (N,) group numbers in which groups that share an image are one."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    left = np.unique(groups, return_inverse=True)[1]
-    right = np.unique(same, return_inverse=True)[1] + left.max() + 1
-    size = int(right.max()) + 1
-    links = coo_matrix((np.ones(len(left)), (left, right)), shape=(size, size))
-    merged = connected_components(links, directed=False)[1]
-    return np.asarray(merged[left], np.int64)

@@ -1,0 +1,252 @@
+"""A leak check of any fold file, ours or not: what crosses folds, what is missing, what is never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from kaggle_kit.errors import DataError, did_you_mean, some_of
+from kaggle_kit.folds import Folds, Ints, labels_hash, unseen_rows
+from kaggle_kit.labels import Labels
+from kaggle_kit.tables import Text, read_columns, rows_of
+
+Verdict = Literal["ok", "LEAK", "WRONG", "note"]
+_WITH_GROUPS = ("grouped", "stratified-grouped", "leave-one-group-out")
+MOST_SIZES = 10
+_TRAINS_EVERY_CLASS = ("stratified", "unseen", "holdout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldFile:
+    """A fold file as it is, right or wrong.
+
+    Attributes:
+        ids: (N,) image ids; they may repeat.
+        fold: (N,) int64; -1 never validates.
+        scheme: How it says it was made; empty where it does not say.
+        data_hash: Of the labels it says it was made from; empty where it does not say.
+    """
+
+    ids: Text
+    fold: Ints
+    scheme: str = ""
+    data_hash: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What one check found: `LEAK` and `WRONG` fail."""
+
+    verdict: Verdict
+    text: str
+
+
+def read_fold_file(path: Path, *, id_column: str = "id") -> FoldFile:
+    """Read a fold file: parquet, or CSV with a column of ids and a column `fold`.
+
+    Args:
+        path: What `kaggle-kit folds` wrote, or a table from elsewhere.
+        id_column: What the id column may be called beside `id`.
+
+    Raises:
+        DataError: When there is no such file, a column is missing, or a fold is no whole number.
+    """
+    if not path.is_file():
+        raise DataError(f"there is no fold file {str(path)!r}; check its path")
+    if path.suffix == ".csv":
+        columns, meta = dict(read_columns(path)), {}
+    else:
+        columns, meta = _read_parquet(path)
+    ids = columns.get("id", columns.get(id_column))
+    if ids is None or "fold" not in columns:
+        absent = "fold" if ids is not None else id_column
+        raise DataError(
+            f"{path} has columns {some_of(columns, 9)}, none of them {absent!r}{did_you_mean(absent, columns)}; "
+            f"name its columns {id_column!r} and 'fold'"
+        )
+    numbers = columns["fold"]
+    whole = np.array([str(number).removesuffix(".0").lstrip("-").isdigit() for number in numbers.tolist()], bool)
+    if not whole.all():
+        row = int(np.argmin(whole))
+        raise DataError(
+            f"{path}: fold of {str(ids[row])!r} is {str(numbers[row])!r}, {int((~whole).sum()):,} row(s) in all; "
+            "expected 0, 1, 2, ..., and -1 for an image that never validates"
+        )
+    fold = np.array([int(str(number).removesuffix(".0")) for number in numbers.tolist()], np.int64)
+    return FoldFile(ids=ids, fold=fold, scheme=meta.get("scheme", ""), data_hash=meta.get("data_hash", ""))
+
+
+def _read_parquet(path: Path) -> tuple[dict[str, Text], dict[str, str]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (pa.ArrowException, OSError):
+        raise DataError(f"{path} is not a whole parquet or .csv file; make it again with `kaggle-kit folds`") from None
+    columns = {
+        name: np.array([str(value) for value in table[name].to_pylist()], np.str_) for name in table.column_names
+    }
+    return columns, {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def check_folds(labels: Labels, file: FoldFile, *, duplicates: Ints | None = None) -> list[Finding]:
+    """Check a fold file against the labels and the images.
+
+    Args:
+        labels: What the label file says now.
+        file: The fold file.
+        duplicates: (N,) numbers in the labels' order, equal for equal images; None when images were not looked at.
+
+    Returns:
+        Findings, one a check; the file is proven when none is `LEAK` or `WRONG`.
+    """
+    findings = list(_check_ids(labels, file))
+    rows = rows_of(labels.ids, np.unique(file.ids))
+    if (rows < 0).all():
+        return findings
+    kept = np.flatnonzero(rows >= 0)
+    _, first = np.unique(file.ids, return_index=True)
+    part, fold = labels.take(kept), file.fold[first[rows[kept]]]
+    findings += _check_equal_images(part, fold, None if duplicates is None else duplicates[kept])
+    findings += _check_groups(part, fold, file.scheme)
+    findings += _check_classes(part, fold, file.scheme)
+    findings += _describe_unseen(part, fold)
+    return findings
+
+
+def check_made(labels: Labels, folds: Folds, *, duplicates: Ints | None = None) -> list[Finding]:
+    """Check folds that were just made."""
+    file = FoldFile(ids=folds.ids, fold=folds.fold, scheme=folds.scheme, data_hash=folds.data_hash)
+    return check_folds(labels, file, duplicates=duplicates)
+
+
+def format_findings(findings: list[Finding]) -> list[str]:
+    """Return a line a finding."""
+    return [f"{finding.verdict:<6}{finding.text}" for finding in findings]
+
+
+def label_deviation(classes: Ints, fold: Ints) -> float:
+    """Return by how much a class's share in a fold differs from its share in all folds, on average.
+
+    Args:
+        classes: (N,) class indices of one head.
+        fold: (N,) folds; rows of -1 are left out.
+    """
+    classes, fold = classes[fold >= 0], fold[fold >= 0]
+    counts = np.bincount(classes * (fold.max() + 1) + fold, minlength=(classes.max() + 1) * (fold.max() + 1))
+    table = counts.reshape(-1, fold.max() + 1)  # (classes, folds)
+    return float(np.abs(table / table.sum(axis=0) - table.sum(axis=1, keepdims=True) / table.sum()).mean())
+
+
+def _check_ids(labels: Labels, file: FoldFile) -> Iterator[Finding]:
+    pairs = np.unique(np.stack([file.ids, file.fold.astype(np.str_)]), axis=1)[0]
+    crossing = np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
+    values, counts = np.unique(file.ids, return_counts=True)
+    if len(crossing):
+        yield Finding(
+            verdict="LEAK",
+            text=f"{len(crossing):,} id(s) are in several folds: {some_of(crossing)}; keep one row of each",
+        )
+    elif (counts > 1).any():
+        yield Finding(verdict="WRONG", text=f"{int((counts > 1).sum()):,} id(s) are listed more than once")
+    absent = labels.ids[rows_of(labels.ids, values) < 0]
+    foreign = values[rows_of(values, labels.ids) < 0]
+    if len(absent):
+        text = (
+            f"{len(absent):,} of {len(labels):,} labelled images have no fold: {some_of(absent)}; make the folds again"
+        )
+        yield Finding(verdict="WRONG", text=text)
+    if len(foreign):
+        yield Finding(verdict="note", text=f"{len(foreign):,} id(s) have no label and are not used: {some_of(foreign)}")
+    if not len(crossing) and not len(absent):
+        yield Finding(verdict="ok", text=f"every labelled image has one fold; {_describe_sizes(file.fold)}")
+    if file.data_hash and file.data_hash != labels_hash(labels):
+        text = f"made from other labels (hash {file.data_hash}, now {labels_hash(labels)}); make the folds again"
+        yield Finding(verdict="WRONG", text=text)
+
+
+def _describe_sizes(fold: Ints) -> str:
+    sizes = np.bincount(fold[fold >= 0])
+    always = int((fold < 0).sum())
+    parts = [f"{always:,} train every fold and validate none"] if always else []
+    if len(sizes) > MOST_SIZES:
+        parts.insert(0, f"{len(sizes):,} folds of {sizes.min():,} to {sizes.max():,} images")
+    elif len(sizes):
+        parts.insert(0, f"folds of {', '.join(f'{size:,}' for size in sizes.tolist())} images")
+    return "; ".join(parts)
+
+
+def _crossing(numbers: Ints, fold: Ints) -> Ints:
+    """Return which numbers lie on both sides of a fold: validate in one and train it from another place."""
+    pairs = np.unique(np.column_stack([numbers, fold]), axis=0)[:, 0]
+    return np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
+
+
+def _check_equal_images(labels: Labels, fold: Ints, duplicates: Ints | None) -> Iterator[Finding]:
+    if duplicates is None:
+        yield Finding(verdict="note", text="images were not looked at: equal ones may lie in several folds")
+        return
+    crossing = _crossing(duplicates, fold)
+    if len(crossing):
+        examples = labels.ids[duplicates == crossing[0]]
+        text = f"{len(crossing):,} set(s) of equal images lie in several folds, such as {some_of(examples)}"
+        yield Finding(verdict="LEAK", text=f"{text}; make the folds again with `kaggle-kit folds`")
+    else:
+        yield Finding(verdict="ok", text="equal images lie in one fold")
+
+
+def _check_groups(labels: Labels, fold: Ints, scheme: str) -> Iterator[Finding]:
+    if labels.groups is None:
+        return
+    names, groups = np.unique(labels.groups, return_inverse=True)
+    crossing = _crossing(groups.ravel(), fold)
+    if not len(crossing):
+        yield Finding(verdict="ok", text=f"each of {len(names):,} groups lies in one fold")
+        return
+    text = f"{len(crossing):,} of {len(names):,} groups lie in several folds, such as {some_of(names[crossing])}"
+    if scheme and scheme not in _WITH_GROUPS:
+        yield Finding(verdict="note", text=f"{text}; scheme {scheme!r} does not keep groups together")
+    else:
+        yield Finding(verdict="LEAK", text=f"{text}; use --scheme stratified-grouped")
+
+
+def _check_classes(labels: Labels, fold: Ints, scheme: str) -> Iterator[Finding]:
+    """Look for classes that validate in a fold and are not trained there, and say how alike the folds are."""
+    num_folds = int(fold.max(initial=-1)) + 1
+    if not num_folds:
+        yield Finding(verdict="note", text="no image validates: everything trains")
+        return
+    untrained = []
+    for head, classes in labels.classes.items():
+        in_all = np.bincount(classes)
+        for number in range(num_folds):
+            inside = np.bincount(classes[fold == number], minlength=len(in_all))
+            untrained += [f"{head} {label}" for label in np.flatnonzero((inside > 0) & (inside == in_all)).tolist()]
+    if untrained:
+        text = f"{len(untrained):,} class(es) are not trained in the fold that validates them: {some_of(untrained)}"
+        yield Finding(verdict="WRONG" if scheme in _TRAINS_EVERY_CLASS else "note", text=text)
+    else:
+        yield Finding(verdict="ok", text="every class of every head that validates is trained in that fold")
+    if num_folds > 1:
+        shares = [f"{head} {label_deviation(classes, fold):.3%}" for head, classes in labels.classes.items()]
+        yield Finding(
+            verdict="note",
+            text=f"a class's share in a fold differs from its share in all by, on average: {', '.join(shares)}",
+        )
+
+
+def _describe_unseen(labels: Labels, fold: Ints) -> Iterator[Finding]:
+    validating = int((fold >= 0).sum())
+    if len(labels.classes) < 2 or not validating:
+        return
+    unseen = int(unseen_rows(labels, fold).sum())
+    yield Finding(
+        verdict="note",
+        text=f"{unseen:,} of {validating:,} validating images ({unseen / validating:.1%}) show a combination of heads "
+        "that their fold does not train",
+    )
