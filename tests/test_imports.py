@@ -14,10 +14,27 @@ from kaggle_kit.runs import Run
 
 PACKAGE = Path(kaggle_kit.__file__).parent
 LAYERS = (
-    ("cli", "commands", "demo", "experiment"),
-    ("export", "folds", "packing", "platform", "progress", "runs", "sample", "sample_digits", "sample_ships", "train"),
+    ("cli", "commands", "demo", "experiment", "runs_command"),
+    (
+        "blending",
+        "decision_fitting",
+        "export",
+        "folds",
+        "ledger",
+        "packing",
+        "platform",
+        "progress",
+        "runs",
+        "sample",
+        "sample_digits",
+        "sample_ships",
+        "shakeup",
+        "standings",
+        "train",
+    ),
     ("runtime",),
     (
+        "decision",
         "ensemble",
         "errors",
         "files",
@@ -27,6 +44,7 @@ LAYERS = (
         "metrics",
         "pixels",
         "predictions",
+        "prior_shift",
         "scores",
         "settings",
         "sources",
