@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import kaggle_kit
 from kaggle_kit import commands
 from kaggle_kit.errors import KitError
+from kaggle_kit.runs_command import add_runs_parser, with_listing
 
 Command = Callable[[argparse.Namespace], tuple[commands.Result, int]]
 Adder = Callable[[str, Command, str, str], argparse.ArgumentParser]
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 1 when the check the command makes failed, 2 for what the user can mend.
     """
-    options = make_parser().parse_args(arguments)
+    options = make_parser().parse_args(with_listing(sys.argv[1:] if arguments is None else arguments))
     try:
         result, code = options.run(options)
     except KitError as error:
@@ -62,7 +63,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         unknown = message.startswith("unrecognized arguments")
-        hint = "; settings of train are written KEY=VALUE, without dashes" if unknown else ""
+        of_train = sys.argv[1:2] == ["train"]
+        hint = "; settings of train are written KEY=VALUE, without dashes" if unknown and of_train else ""
         self.exit(commands.USER_CAN_MEND, f"kaggle-kit: {message}{hint}; see {self.prog} --help\n")
 
 
@@ -89,7 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    for add_commands in (_add_samples, _add_data, _add_training, _add_export, _add_kernel):
+    for add_commands in (_add_samples, _add_data, _add_training, add_runs_parser, _add_export, _add_kernel):
         add_commands(add)
     return parser
 

@@ -12,7 +12,9 @@ from kaggle_kit.cli import main, make_parser
 from kaggle_kit.runs import Run
 from kaggle_kit.task import task_from_plain, task_to_plain
 
-COMMANDS = ("demo", "sample", "folds", "pack", "train", "blend", "export", "bundle", "predict", "score", "rehearse")
+COMMANDS = (
+    *("demo", "sample", "folds", "pack", "train", "runs", "blend", "export", "bundle", "predict", "score", "rehearse"),
+)
 
 
 def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
