@@ -18,6 +18,7 @@ LAYERS = (
     (
         "blending",
         "decision_fitting",
+        "decision_search",
         "export",
         "folds",
         "ledger",
@@ -29,6 +30,7 @@ LAYERS = (
         "sample_digits",
         "sample_ships",
         "shakeup",
+        "shift_effect",
         "standings",
         "train",
     ),

@@ -57,10 +57,7 @@ def read_fold_file(path: Path, *, id_column: str = "id") -> FoldFile:
     """
     if not path.is_file():
         raise DataError(f"there is no fold file {str(path)!r}; check its path")
-    if path.suffix == ".csv":
-        columns, meta = dict(read_columns(path)), {}
-    else:
-        columns, meta = _read_parquet(path)
+    columns, meta = (read_columns(path), dict[str, str]()) if path.suffix == ".csv" else _read_parquet(path)
     ids = columns.get("id", columns.get(id_column))
     if ids is None or "fold" not in columns:
         absent = "fold" if ids is not None else id_column

@@ -1,0 +1,244 @@
+"""The rule that suits some rows best; whether it suits others too is asked by `decision_fitting`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kaggle_kit.decision import HeadRule, log_probs
+from kaggle_kit.scores import metric_value
+from kaggle_kit.task import Metric
+
+ManyMetric = Literal["macro_f1", "micro_f1", "samples_f1"]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+MOST_BIAS = 3.0
+MOST_POWER = 1.5
+
+_CHUNK = 16_384  # rows decided at once, so that float64 copies stay small
+_POWERS = 31  # tried from 0 to the most: one each 0.05
+_MOST_PASSES = 5
+_TRIES = 64  # biases tried for a class; all that differ where there are fewer
+_EPSILON = 1e-12  # scores closer than this are equal
+_EDGE = 2e-3  # thresholds reach this far beyond 0 and 1: a class may be said always, or never
+
+
+def power_fitter(
+    metric: Metric, truth: Ints, probs: npt.NDArray[Any], counts: npt.NDArray[Any]
+) -> Callable[[Mask], HeadRule]:
+    """Return what finds, for some rows, the power of the class counts that serves a metric of classes best.
+
+    Args:
+        metric: Any of `metrics.CLASS_METRICS`.
+        truth: (N,) class indices.
+        probs: (N, C) probabilities.
+        counts: (C,) images of each class in train; a class without any is treated as one of the usual size.
+
+    Returns:
+        A function of an (N,) mask of rows; of equally good powers, 0 to `MOST_POWER`, it takes the lowest.
+    """
+    present = counts > 0
+    sizes = np.log(np.where(present, counts, 1).astype(np.float64))
+    powers = np.linspace(0, MOST_POWER, _POWERS).round(2)
+    biases = np.outer(powers, np.where(present, sizes[present].mean() - sizes, 0.0))  # (powers, C)
+    decided = np.empty((_POWERS, len(probs)), np.int32)
+    for start in range(0, len(probs), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        logs = log_probs(probs[rows])
+        for row, bias in enumerate(biases):
+            decided[row, rows] = (logs + bias).argmax(axis=1)
+
+    def fit(rows: Mask) -> HeadRule:
+        own = truth[rows]
+        values = np.array([metric_value(metric, own, one[rows], len(counts)) for one in decided])
+        best = int(np.argmax(values >= values.max() - _EPSILON))
+        return HeadRule(rule="prior_power", log_bias=tuple(biases[best].tolist()), power=float(powers[best]))
+
+    return fit
+
+
+def bias_fitter(metric: Metric, truth: Ints, probs: npt.NDArray[Any]) -> Callable[[Mask], HeadRule]:
+    """Return what finds, for some rows, one bias a class (within `MOST_BIAS`) by coordinate ascent from 0.
+
+    Args:
+        metric: Any of `metrics.CLASS_METRICS`.
+        truth: (N,) class indices.
+        probs: (N, C) probabilities.
+
+    Returns:
+        A function of an (N,) mask of rows. On these rows the rule scores no less than the highest probability.
+    """
+    logs = np.ascontiguousarray(log_probs(probs).T)  # (C, N)
+
+    def fit(rows: Mask) -> HeadRule:
+        search = _BiasSearch(metric, truth[rows], logs[:, rows])
+        for _ in range(_MOST_PASSES):
+            if not sum(search.improve(label) for label in range(len(logs))):
+                break
+        return HeadRule(rule="class_bias", log_bias=tuple(search.bias.tolist()))
+
+    return fit
+
+
+class _BiasSearch:
+    """Coordinate ascent of a metric over (C,) biases; knows each row's best two classes."""
+
+    def __init__(self, metric: Metric, truth: Ints, logs: Floats) -> None:
+        self.metric, self.truth, self.logs = metric, truth, logs  # logs: (C, N)
+        self.bias = np.zeros(len(logs))
+        self.top = np.empty((2, len(truth)), np.int64)
+        self.score = np.empty((2, len(truth)))
+        self._rank(np.arange(len(truth)))
+        self.true = np.bincount(truth, minlength=len(logs))
+        self.value = metric_value(metric, truth, self.top[0], len(logs))
+
+    def improve(self, label: int) -> bool:
+        """Move one class's bias to the middle of the best stretch; return False when none is better than now."""
+        mine = self.top[0] == label
+        rival = np.where(mine, self.top[1], self.top[0])
+        wins_from = np.where(mine, self.score[1], self.score[0]) - self.logs[label]  # the bias from which it wins
+        rows = np.flatnonzero(np.abs(wins_from) < MOST_BIAS)
+        edges = np.unique(wins_from[rows])
+        if len(edges) >= _TRIES:
+            edges = edges[np.linspace(0, len(edges) - 1, _TRIES - 1).astype(np.int64)]
+        edges = np.concatenate([[-MOST_BIAS], edges, [MOST_BIAS]])
+        tries = (edges[1:] + edges[:-1]) / 2
+        base = self.top[0].copy()
+        base[rows] = rival[rows]
+        values = self._values(label, base, rows, rival[rows], np.searchsorted(tries, wins_from[rows]), len(tries))
+        if values.max() <= self.value + _EPSILON:
+            return False
+        best = _middle_of_best(values, edges)
+        self.bias[label], self.value = tries[best], float(values[best])
+        among = (self.top == label).any(axis=0)
+        self._rank(np.flatnonzero(among | (self.logs[label] + tries[best] >= self.score[1])))
+        return True
+
+    def _values(self, label: int, base: Ints, rows: Ints, rival: Ints, first: Ints, num: int) -> Floats:
+        """Return the metric at each of `num` tries, while rows turn from their rival to `label`.
+
+        Args:
+            label: The class whose bias is tried.
+            base: (N,) decisions when none of the rows says label.
+            rows: (R,) the rows that turn.
+            rival: (R,) what they say before.
+            first: (R,) number of the first try at which they say label.
+            num: How many tries.
+        """
+        size, truth = len(self.logs), self.truth[rows]
+
+        def turned(classes: Ints | int, width: int, weights: npt.NDArray[Any] | None = None) -> Floats:
+            sums = np.bincount(first * width + classes, weights, minlength=(num + 1) * width)
+            return np.cumsum(sums.reshape(num + 1, width), axis=0)[:num].astype(np.float64)  # (num, width)
+
+        left = turned(rival, size)
+        said = np.bincount(base, minlength=size) - left
+        said[:, label] += left.sum(axis=1)
+        hits = np.bincount(base[base == self.truth], minlength=size) - turned(rival, size, truth == rival)
+        hits[:, label] += turned(0, 1, truth == label)[:, 0]
+        squares = turned(0, 1, (label - truth) ** 2 - (rival - truth) ** 2)[:, 0] + ((base - self.truth) ** 2).sum()
+        return _metric_of_counts(self.metric, hits, self.true, said, squares)
+
+    def _rank(self, rows: Ints) -> None:
+        """Find the best two classes of these rows again; of equal scores the lower class comes first."""
+        for start in range(0, len(rows), _CHUNK):
+            part = rows[start : start + _CHUNK]
+            scores = self.logs[:, part] + self.bias[:, None]
+            for place in range(2):
+                best = scores.argmax(axis=0)
+                self.top[place, part] = best
+                self.score[place, part] = scores[best, np.arange(len(part))]
+                scores[best, np.arange(len(part))] = -np.inf
+
+
+def _middle_of_best(values: Floats, edges: Floats) -> int:
+    """Return the try nearest to the middle of the widest stretch of best values; try i lies in edges i to i + 1."""
+    best = np.concatenate([[0], values >= values.max() - _EPSILON, [0]]).astype(np.int8)
+    starts, stops = np.flatnonzero(np.diff(best) > 0), np.flatnonzero(np.diff(best) < 0)
+    widest = int(np.argmax(edges[stops] - edges[starts]))
+    start, stop = starts[widest], stops[widest]
+    tries = (edges[1:] + edges[:-1]) / 2
+    middle = (edges[start] + edges[stop]) / 2
+    return int(start + np.argmin(np.abs(tries[start:stop] - middle)))
+
+
+def _metric_of_counts(metric: Metric, hits: Floats, true: Ints, said: Floats, squares: Floats) -> Floats:
+    """Return a metric of `metrics.CLASS_METRICS` without a whole confusion matrix.
+
+    Args:
+        metric: Its name.
+        hits: (T, C) rows decided right, for each of T decisions.
+        true: (C,) rows of each class.
+        said: (T, C) rows decided for each class.
+        squares: (T,) sums of squared differences of class indices.
+    """
+    rows = true.sum()
+    if metric in ("accuracy", "micro_f1"):
+        return np.asarray(hits.sum(axis=1) / rows)
+    if metric == "quadratic_kappa":
+        steps = np.arange(len(true))
+        by_chance = said @ ((steps[:, None] - steps) ** 2 @ true) / rows
+        return np.where(by_chance > 0, 1 - squares / np.where(by_chance > 0, by_chance, 1), 0.0)
+    f1 = 2 * hits / np.maximum(true + said, 1)
+    if metric == "weighted_f1":
+        return np.asarray(f1 @ true / rows)
+    values = hits / np.maximum(true, 1) if metric == "macro_recall" else f1
+    return np.asarray(values.sum(axis=1) / (true + said > 0).sum(axis=1))
+
+
+def best_thresholds(metric: ManyMetric, truth: Mask, probs: npt.NDArray[Any]) -> Floats:
+    """Return the (C,) thresholds that serve a metric of multi-label decisions best on these rows.
+
+    Exact for macro_f1 and micro_f1, one threshold a class; samples_f1 gets the best threshold common to all classes.
+    A class that is never true goes by 0.5 under macro_f1, and is never said under micro_f1.
+
+    Args:
+        metric: As scikit-learn's `f1_score` with this average and `zero_division=0`.
+        truth: (N, C).
+        probs: (N, C) in [0, 1].
+
+    Source: for micro_f1, Dinkelbach 1967, "On nonlinear fractional programming".
+    """
+    if not truth.any():
+        return np.full(probs.shape[1], 0.5)
+    if metric == "samples_f1":
+        return np.full(probs.shape[1], _common_threshold(truth, probs))
+    orders = [np.argsort(-column, kind="stable") for column in probs.T]
+    ranked = [column[order] for column, order in zip(probs.T, orders, strict=True)]
+    hits = [np.cumsum(np.append(0, column[order])) for column, order in zip(truth.T, orders, strict=True)]  # of k said
+    said = np.arange(len(probs) + 1)
+    if metric == "macro_f1":
+        f1 = [2 * h / np.maximum(said + h[-1], 1) for h in hits]
+        return np.array([_cut(r, f)[0] if h[-1] else 0.5 for r, f, h in zip(ranked, f1, hits, strict=True)])
+    ratio, better = 0.0, True
+    while better:  # a class may say k images as long as hits are worth it
+        cuts = [_cut(r, 2 * h - ratio * said) for r, h in zip(ranked, hits, strict=True)]
+        right = sum(int(h[k]) for h, (_, k) in zip(hits, cuts, strict=True))
+        new = 2 * right / (sum(k for _, k in cuts) + int(truth.sum()))
+        ratio, better = new, new > ratio + _EPSILON
+    return np.array([threshold for threshold, _ in cuts])
+
+
+def _common_threshold(truth: Mask, probs: npt.NDArray[Any]) -> float:
+    """Return the one threshold with the best mean F1 of a row."""
+    order = np.argsort(-probs, axis=1, kind="stable")
+    hits = np.cumsum(np.take_along_axis(truth, order, axis=1), axis=1)  # (N, C): right among the k + 1 most probable
+    f1 = 2 * hits / (np.arange(1, probs.shape[1] + 1) + truth.sum(axis=1, keepdims=True))
+    gained = np.diff(f1, axis=1, prepend=0.0).ravel()
+    ranked = np.take_along_axis(probs, order, axis=1).ravel()
+    by_prob = np.argsort(-ranked, kind="stable")
+    return _cut(ranked[by_prob], np.cumsum(np.append(0.0, gained[by_prob])) / len(probs))[0]
+
+
+def _cut(ranked: npt.NDArray[Any], values: Floats) -> tuple[float, int]:
+    """Return the threshold that says the first k of (N,) falling probabilities, and k, for the best values[k]."""
+    edges = np.concatenate([[1 + _EDGE], ranked.astype(np.float64), [-_EDGE]])
+    gaps = edges[:-1] - edges[1:]  # [k]: room for the threshold; 0 between equal probabilities
+    best = (gaps > 0) & (values >= values[gaps > 0].max() - _EPSILON)
+    k = int(np.argmax(np.where(best, gaps, 0)))
+    return float(edges[k] + edges[k + 1]) / 2, k
