@@ -63,8 +63,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         unknown = message.startswith("unrecognized arguments")
-        of_train = sys.argv[1:2] == ["train"]
-        hint = "; settings of train are written KEY=VALUE, without dashes" if unknown and of_train else ""
+        hint = "; settings of train are written KEY=VALUE, without dashes" if unknown and "=" in message else ""
         self.exit(commands.USER_CAN_MEND, f"kaggle-kit: {message}{hint}; see {self.prog} --help\n")
 
 
@@ -232,6 +231,19 @@ def _add_training(add: Adder) -> None:
         "runs", nargs="+", type=Path, metavar="RUN", help="run folders; fold models share their run's weight"
     )
     blend.add_argument("--out", type=Path, required=True, metavar="FILE", help="the blend, JSON")
+    blend.add_argument(
+        "--decision",
+        choices=("auto", "argmax"),
+        default="auto",
+        help="auto: rules that suit the metric better than the highest probability, where they gain out of fold beyond "
+        "luck; argmax: none (default: %(default)s)",
+    )
+    blend.add_argument(
+        "--prior-shift",
+        action="store_true",
+        help="let the kernel estimate the test's class shares and correct for them (EM, Saerens 2002); shows what that "
+        "does to out-of-fold images of several class shares",
+    )
 
 
 def _add_export(add: Adder) -> None:
@@ -265,6 +277,11 @@ def _add_kernel(add: Adder) -> None:
     predict.add_argument("bundle", type=Path, metavar="BUNDLE", help="made by `kaggle-kit bundle`")
     predict.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     predict.add_argument("--out", type=Path, required=True, metavar="FILE", help="the submission, CSV")
+    predict.add_argument(
+        "--prior-shift",
+        action="store_true",
+        help="correct for the test's class shares, even where the bundle does not ask for it; see blend --help",
+    )
 
     score = add(
         "score",

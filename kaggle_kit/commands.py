@@ -225,25 +225,42 @@ def train(options: argparse.Namespace) -> tuple[Result, int]:
 
 
 def blend(options: argparse.Namespace) -> tuple[Result, int]:
-    """Combine runs."""
-    from kaggle_kit.ensemble import blend_predictions, equal_blend, save_blend
+    """Combine runs, and fit the rules that decide."""
+    from kaggle_kit.blending import fit_blend, foresee_prior_shift
+    from kaggle_kit.decision_fitting import format_decision
+    from kaggle_kit.ensemble import save_blend
     from kaggle_kit.files import check_output_file
+    from kaggle_kit.metrics import gain
     from kaggle_kit.runs import read_run
-    from kaggle_kit.scores import score_answers
+    from kaggle_kit.scores import format_scores
+    from kaggle_kit.shift_effect import format_prior_shift
 
     check_output_file(options.out, ".json")
     runs = [read_run(folder) for folder in options.runs]
-    blend = equal_blend([run.name for run in runs])
-    oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
-    score = score_answers(runs[0].task, runs[0].labels().align(oof.ids).classes, oof.probs)
-    save_blend(blend, options.out)
+    found = fit_blend(runs, fit_rules=options.decision == "auto", prior_shift=options.prior_shift)
+    save_blend(found.blend, options.out)
+    metric, total = runs[0].task.metric, found.scores.all.total
     for run in runs:
-        print(f"{run.name}: out-of-fold {run.score}, weight {blend.weights[run.name]:.3f}")
-    print(f"{options.out}: mean of {len(runs)} run(s), out-of-fold {score}")
-    best = max(runs, key=lambda run: run.score.total)
-    if best.score.total > score.total:
-        print(f"WARNING the blend scores below {best.name} alone ({best.score.total:.4f}); leave weak runs out")
-    return {"out": options.out, "weights": blend.weights, "score": score}, DONE
+        print(f"{run.name}: out-of-fold {run.score}, weight {found.blend.weights[run.name]:.3f}")
+    print("\n".join(format_scores({"blend": found.scores})))
+    for run in runs:
+        if gain(metric, run.score.total, total) > 0 and len(runs) > 1:
+            print(f"WARNING the blend scores below {run.name} alone ({run.score.total:.4f}); leave weak runs out")
+    if found.fitted:
+        print("\n".join(format_decision(found.fitted)))
+    effects = foresee_prior_shift(runs, found) if options.prior_shift else []
+    if effects:
+        print("\n".join(format_prior_shift(metric, effects)))
+    assert found.blend.score is not None
+    print(f"{options.out}: mean of {len(runs)} run(s), out-of-fold {found.blend.score.total:.4f}")
+    return {
+        "out": options.out,
+        "weights": found.blend.weights,
+        "score": found.blend.score,
+        "scores": found.scores,
+        "candidates": found.fitted.candidates if found.fitted else (),
+        "prior_shift": effects,
+    }, DONE
 
 
 def export(options: argparse.Namespace) -> tuple[Result, int]:
@@ -285,7 +302,9 @@ def predict(options: argparse.Namespace) -> tuple[Result, int]:
     from kaggle_kit.runtime.predictor import predict_submission
 
     check_output_file(options.out, ".csv", outside=options.data)
-    predicted = predict_submission(options.bundle, options.data, options.out)
+    predicted = predict_submission(
+        options.bundle, options.data, options.out, prior_shift=True if options.prior_shift else None
+    )
     return {"out": options.out, "images": len(predicted.predictions), "broken": predicted.broken}, DONE
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, mean_probs, save_blend
+from kaggle_kit.blending import FittedBlend, fit_blend
+from kaggle_kit.ensemble import Blend, mean_probs, save_blend
 from kaggle_kit.errors import DataError, RehearsalError
 from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import describe_duplicates, make_folds
@@ -139,10 +140,11 @@ def run_demo(out: Path, settings: DemoSettings | None = None) -> DemoResult:
             runs.append(run)
             said.append(f"out-of-fold {run.score.total:.4f}")
     with stages.stage("blend") as said:
-        blend = equal_blend([run.name for run in runs])
+        found = fit_blend(runs)
+        blend = found.blend
         save_blend(blend, out / "blend.json")
-        oof = _oof_score(task, runs, blend)
-        said.append(f"mean of {len(runs)} runs, out-of-fold {oof.all.total:.4f}")
+        rules = "the highest probability decides" if blend.decision.is_plain else "with fitted decision rules"
+        said.append(f"mean of {len(runs)} runs, out-of-fold {found.scores.all.total:.4f}; {rules}")
     with stages.stage("bundle") as said:
         bundle = write_bundle(runs, blend, out / "bundle")
         said.append(f"{len(bundle.members)} members, {_size_mb(bundle.folder):.1f} MB")
@@ -164,7 +166,7 @@ def run_demo(out: Path, settings: DemoSettings | None = None) -> DemoResult:
         said.append(f"{differing} of {decisions:,} decisions of the kernel differ on the hidden test")
     return DemoResult(
         stages=stages.rows,
-        oof=oof,
+        oof=_oof_scores(task, found, runs[0]),
         hidden=rehearsal.score,
         differing=differing,
         decisions=decisions,
@@ -192,11 +194,13 @@ def _train_config(name: str, settings: DemoSettings) -> TrainConfig:
     )
 
 
-def _oof_score(task: Task, runs: list[Run], blend: Blend) -> SplitScore:
-    oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
-    folds = runs[0].fold_table()
-    unseen = folds.unseen[rows_of(oof.ids, folds.ids)]
-    return score_split(task, runs[0].labels().align(oof.ids).classes, oof.probs, unseen, draws=DRAWS)
+def _oof_scores(task: Task, found: FittedBlend, run: Run) -> SplitScore:
+    """Return the blend's scores by the rules it goes out with, each image decided by rules fitted without its fold."""
+    if found.fitted is None or found.blend.decision.is_plain:
+        return found.scores
+    folds = run.fold_table()
+    unseen = folds.unseen[rows_of(found.oof.ids, folds.ids)]
+    return score_split(task, found.truth, found.fitted.decided, unseen, draws=DRAWS)
 
 
 def _compare_with_torch(task: Task, runs: list[Run], blend: Blend, hidden: Path, submission: Path) -> tuple[int, int]:
@@ -208,7 +212,7 @@ def _compare_with_torch(task: Task, runs: list[Run], blend: Blend, hidden: Path,
     batches = np.array_split(images, max(1, len(images) // EVAL_BATCH))
     probs = mean_probs([predict_batches(network, batches) for _, network in networks], weights)
     ids, decided = read_submission(task, submission)
-    expected = Predictions(ids=source.ids, probs=probs).align(ids).decide()
+    expected = blend.decision.decide(Predictions(ids=source.ids, probs=probs).align(ids).probs)
     return sum(int((decided[head] != expected[head]).sum()) for head in task.heads), len(ids) * len(task.heads)
 
 

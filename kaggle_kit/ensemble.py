@@ -1,21 +1,23 @@
-"""Blends: several runs' probabilities made one."""
+"""Blends: several runs' probabilities made one, and the rule by which they become classes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from kaggle_kit.decision import Decision
 from kaggle_kit.errors import PredictionError, SettingError
 from kaggle_kit.files import replacing
 from kaggle_kit.predictions import Predictions, Probs
+from kaggle_kit.scores import Score
 from kaggle_kit.settings import build, plain
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +27,17 @@ class Blend:
     Attributes:
         weights: {run name: weight}, above 0, summing to 1. A run's fold models share its weight.
         mean: `arithmetic`: the weighted mean of probabilities.
+        decision: The rules by which the mean becomes classes.
+        prior_shift: Whether the kernel corrects for the class shares it finds in the test, before it decides.
+        score: Out of fold; where rules were fitted, each image decided by rules fitted without its fold. None where
+            it was not measured.
     """
 
     weights: dict[str, float]
     mean: Literal["arithmetic"] = "arithmetic"
+    decision: Decision = field(default_factory=Decision)
+    prior_shift: bool = False
+    score: Score | None = None
 
     def __post_init__(self) -> None:
         if not self.weights:

@@ -13,7 +13,7 @@ from kaggle_kit.runs import Run
 from kaggle_kit.task import task_from_plain, task_to_plain
 
 COMMANDS = (
-    *("demo", "sample", "folds", "pack", "train", "runs", "blend", "export", "bundle", "predict", "score", "rehearse"),
+    *("demo", "sample", "folds", "pack", "train", "blend", "runs", "export", "bundle", "predict", "score", "rehearse"),
 )
 
 
@@ -64,7 +64,11 @@ def test_the_commands_go_the_whole_way(
     train = ["train", f"task={task_file}", f"data={data}", f"folds={folds}", f"out={runs}", *settings, "--json"]
     assert main(train) == 0
     assert set(last_json(capsys)["folds"]) == {"0", "1"}
-    assert main(["blend", runs, "--out", str(out / "blend.json"), "--json"]) == 0
+    assert main(["folds", task_file, data, "--check", folds, "--json"]) == 0
+    assert {finding["verdict"] for finding in last_json(capsys)["findings"]} <= {"ok", "note"}
+    assert main(["runs", str(out), "--json"]) == 0
+    assert last_json(capsys)["runs"][0]["name"] == "a"
+    assert main(["blend", runs, "--out", str(out / "blend.json"), "--prior-shift", "--json"]) == 0
     assert last_json(capsys)["weights"] == {"a": 1.0}
     assert main(["export", runs, "--out", str(out / "onnx"), "--json"]) == 0
     assert last_json(capsys)["members"][0]["file"] == "member_a_fold0.onnx"
@@ -114,6 +118,8 @@ def test_the_commands_go_the_whole_way(
         (["train", "task=digits", "data=x", "out=y", "folds=z", "lr=3"], "did you mean 'optim.lr'?"),
         (["train", "task=digits"], "`data` is missing; give task=TASK data=DIR folds=FILE out=DIR"),
         (["train", "task=digits", "data=x", "out=y", "folds=z"], "there is no fold file 'z'"),
+        (["folds", "digits", "x"], "say where the folds go with --out folds.parquet, or which file to check"),
+        (["runs", "nowhere"], "nowhere"),
         (["blend", "nowhere", "--out", "b.json"], "nowhere holds no finished run"),
         (["predict", "nowhere", "x", "--out", "s.csv"], "nowhere is no bundle"),
     ],

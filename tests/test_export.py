@@ -190,7 +190,7 @@ class TestOpening:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 2"),
+            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 3"),
             ({"membres": []}, r"`membres` is not a setting; did you mean 'members'"),
             ({"members": []}, "lists no member"),
             ({"files": {"../x": "0"}}, r"files it may not: .*'../x'"),

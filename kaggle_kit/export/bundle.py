@@ -57,7 +57,7 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
 
     Args:
         runs: The blend's runs, trained folds and all.
-        blend: Their weights.
+        blend: Their weights, and the rules by which their mean becomes classes.
         out: The bundle's folder; a bundle that is there is replaced.
         parity_rows: Out-of-fold rows on which each member is compared with torch.
 
@@ -84,7 +84,9 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
             task=task,
             members=tuple(one.member for one in exported),
             priors={head: tuple(_class_shares(labels, head, task)) for head in task.heads},
-            oof_score=score_answers(task, labels.align(oof.ids).classes, oof.probs).total,
+            oof_score=_oof_score(task, blend, oof, labels),
+            decision=blend.decision,
+            prior_shift=blend.prior_shift,
             files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
         )
         write_manifest(bundle)
@@ -179,15 +181,23 @@ def _check_score(task: Task, blend: Blend, exported: Sequence[_Exported], oof: P
         raise BundleError("the runs' folds share no validation images; train them on the same fold file")
     again = blend_predictions(blend, {name: part.align(shared) for name, part in runs.items()})
     truth = labels.align(shared).classes
-    before, after = oof.align(shared).decide(), again.decide()
+    before, after = (blend.decision.decide(part.probs) for part in (oof.align(shared), again))
     changed = sum(int((before[head] != after[head]).sum()) for head in task.heads)
     if changed > CHANGED_SHARE * len(shared) * len(task.heads):
-        scores = [score_answers(task, truth, part.probs).total for part in (again, oof.align(shared))]
+        scores = [score_answers(task, truth, decided).total for decided in (after, before)]
         raise BundleError(
             f"the exported blend decides {changed:,} of {len(shared) * len(task.heads):,} out-of-fold answers "
             f"otherwise than the runs' oof.npz and scores {scores[0]:.4f}, not {scores[1]:.4f}; "
             "checkpoints and oof.npz do not belong together, train again"
         )
+
+
+def _oof_score(task: Task, blend: Blend, oof: Predictions, labels: Labels) -> float:
+    """Return the score the blend was chosen by, or its score where nothing was fitted."""
+    if blend.score is not None:
+        return blend.score.total
+    answers = oof.probs if blend.decision.is_plain else blend.decision.decide(oof.probs)
+    return score_answers(task, labels.align(oof.ids).classes, answers).total
 
 
 def _write_golden(run: Run, folder: Path, exported: Sequence[_Exported], labels: Labels) -> None:

@@ -1,6 +1,7 @@
 """A bundle: one folder with everything a submission kernel needs, opened only when every byte is as written.
 
-    manifest.json       format, task, members with weights and parity, priors, out-of-fold score, SHA-256 of all files
+    manifest.json       format, task, members with weights and parity, decision rules, priors, out-of-fold score,
+                        SHA-256 of all files
     member_*.onnx       uint8 stored images in, one (batch, C) output of probabilities per head
     golden.npz          a few images with the probabilities they gave at home
 
@@ -11,13 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import kaggle_kit
+from kaggle_kit.decision import Decision
 from kaggle_kit.errors import BundleError, SettingError, some_of
 from kaggle_kit.files import replacing
 from kaggle_kit.pixels import Image
@@ -25,7 +27,7 @@ from kaggle_kit.predictions import Probs
 from kaggle_kit.settings import build, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 
@@ -77,8 +79,10 @@ class Bundle:
         task: The competition.
         members: In running order.
         priors: {head: C shares of the classes among the train labels}: what a broken image gets.
-        oof_score: The blend's score on out-of-fold predictions.
+        oof_score: The blend's score on out-of-fold predictions, by rules fitted without the image's fold.
         files: {name: SHA-256} of every other file.
+        decision: The rules by which probabilities become classes.
+        prior_shift: Whether probabilities are corrected for the test's class shares before that.
         kit_version: Of the kit that wrote it.
     """
 
@@ -88,6 +92,8 @@ class Bundle:
     priors: dict[str, tuple[float, ...]]
     oof_score: float
     files: dict[str, str]
+    decision: Decision = field(default_factory=Decision)
+    prior_shift: bool = False
     kit_version: str = kaggle_kit.__version__
 
 
@@ -111,7 +117,7 @@ class Golden:
 def write_manifest(bundle: Bundle) -> None:
     """Write `manifest.json`, atomically."""
     values = {"format": FORMAT, "task": task_to_plain(bundle.task)}
-    names = ("kit_version", "oof_score", "members", "priors", "files")
+    names = ("kit_version", "oof_score", "decision", "prior_shift", "members", "priors", "files")
     values |= {name: plain(getattr(bundle, name)) for name in names}
     values["sha256"] = _digest(values)
     with replacing(bundle.folder / MANIFEST) as temporary:

@@ -11,8 +11,10 @@ import numpy as np
 
 from kaggle_kit.ensemble import mean_probs
 from kaggle_kit.errors import BundleError
+from kaggle_kit.labels import Classes
 from kaggle_kit.pixels import Image, read_stored
 from kaggle_kit.predictions import Predictions, Probs, concatenate
+from kaggle_kit.prior_shift import shift_predictions
 from kaggle_kit.runtime.backends import OnnxSession, describe_provider
 from kaggle_kit.runtime.bundle import load_golden, open_bundle
 from kaggle_kit.runtime.mounts import in_rerun
@@ -48,11 +50,14 @@ def print_line(text: str) -> None:
 class Predictor:
     """The members of a bundle, each in its own session."""
 
-    def __init__(self, folder: Path, *, say: Callable[[str], object] = print_line) -> None:
+    def __init__(
+        self, folder: Path, *, prior_shift: bool | None = None, say: Callable[[str], object] = print_line
+    ) -> None:
         """Open a bundle and check it against its golden images.
 
         Args:
             folder: The bundle.
+            prior_shift: Whether `decide` corrects for the class shares it finds; None: as the bundle says.
             say: Where progress lines go.
 
         Raises:
@@ -63,6 +68,7 @@ class Predictor:
         self._say = say
         self._sessions = [OnnxSession(folder / member.file) for member in self.bundle.members]
         self._weights = [member.weight for member in self.bundle.members]
+        self._prior_shift = self.bundle.prior_shift if prior_shift is None else prior_shift
         say(describe_provider(self._sessions[0].provider))
         say(f"{len(self._sessions)} member(s); golden images agree to {self._check_golden():.1e}")
 
@@ -92,6 +98,22 @@ class Predictor:
         seconds = time.monotonic() - started
         self._say(_progress_line(done, len(source), seconds))
         return Predicted(predictions=concatenate(parts), broken=broken, seconds=seconds)
+
+    def decide(self, predicted: Predicted) -> Classes:
+        """Return {head: (N,) class indices} of predicted images, by the bundle's rules.
+
+        Where the bundle corrects for the class shares of the test, all images must be decided in one call.
+        """
+        predictions, decision = predicted.predictions, self.bundle.decision
+        probs = predictions.probs
+        if self._prior_shift:
+            skip = np.isin(predictions.ids, list(predicted.broken))
+            probs, said = shift_predictions(probs, {h: np.array(p) for h, p in self.bundle.priors.items()}, skip=skip)
+            for sentence in said:
+                self._say(sentence)
+        if not decision.is_plain:
+            self._say(decision.describe())
+        return decision.decide(probs)
 
     def _no_predictions(self) -> Predictions:
         heads = self.bundle.task.heads.items()
@@ -127,19 +149,27 @@ class Predictor:
         return worst
 
 
-def predict_submission(folder: Path, data: Path, out: Path, *, say: Callable[[str], object] = print_line) -> Predicted:
+def predict_submission(
+    folder: Path,
+    data: Path,
+    out: Path,
+    *,
+    prior_shift: bool | None = None,
+    say: Callable[[str], object] = print_line,
+) -> Predicted:
     """Write the submission of a bundle for a competition's test images, and check it.
 
     Args:
         folder: The bundle.
         data: The competition's data folder.
         out: The CSV file to write; it appears whole or not at all.
+        prior_shift: Whether probabilities are corrected for the test's class shares; None: as the bundle says.
         say: Where progress lines go.
 
     Raises:
         KitError: For anything wrong with bundle or data, before any time is spent where possible.
     """
-    predictor = Predictor(folder, say=say)
+    predictor = Predictor(folder, prior_shift=prior_shift, say=say)
     task = predictor.bundle.task
     rows = expected_rows(task, data)
     if not len(rows):
@@ -150,8 +180,7 @@ def predict_submission(folder: Path, data: Path, out: Path, *, say: Callable[[st
     if predicted.broken:
         name, reason = next(iter(predicted.broken.items()))
         say(f"WARNING {len(predicted.broken):,} broken image(s) got the class priors; the first: {name}: {reason}")
-    predictions = predicted.predictions
-    write_submission(task, out, rows=rows, ids=predictions.ids, decided=predictions.decide())
+    write_submission(task, out, rows=rows, ids=predicted.predictions.ids, decided=predictor.decide(predicted))
     validate_submission(task, out, rows=rows)
     say(f"{out}: {len(rows):,} rows")
     return predicted

@@ -1,0 +1,87 @@
+"""What runs become together, chosen on out-of-fold predictions: weights, and the rules that decide."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from kaggle_kit.decision_fitting import FittedDecision, fit_decision
+from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
+from kaggle_kit.errors import SettingError
+from kaggle_kit.labels import Classes
+from kaggle_kit.predictions import Predictions
+from kaggle_kit.runs import Run
+from kaggle_kit.scores import DRAWS, SplitScore, score_split
+from kaggle_kit.shift_effect import ShiftEffect, prior_shift_effect
+from kaggle_kit.tables import rows_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class FittedBlend:
+    """A blend, and how it was found.
+
+    Attributes:
+        blend: Weights and decision rules.
+        oof: The blend's out-of-fold predictions.
+        truth: {head: (N,) class indices} of the same images.
+        priors: {head: (C,) shares of the classes among the labelled images}.
+        scores: Of the highest probability, on seen and unseen combinations apart.
+        fitted: What rules were tried; None when none were.
+    """
+
+    blend: Blend
+    oof: Predictions
+    truth: Classes
+    priors: dict[str, npt.NDArray[np.float64]]
+    scores: SplitScore
+    fitted: FittedDecision | None
+
+
+def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool = False) -> FittedBlend:
+    """Blend runs by their mean, and fit the rules that decide to the task's metric.
+
+    Args:
+        runs: Finished runs of one task, on one fold file.
+        fit_rules: Whether rules are tried; without, the highest probability decides.
+        prior_shift: Whether the kernel shall correct for the test's class shares.
+
+    Raises:
+        SettingError: When no runs are given, or two have the same name or different tasks.
+        PredictionError: When runs predict different images.
+    """
+    if not runs:
+        raise SettingError("no runs were given; name at least one run folder")
+    task = runs[0].task
+    for run in runs[1:]:
+        if run.task.heads != task.heads or run.task.metric != task.metric:
+            raise SettingError(
+                f"runs {runs[0].name!r} and {run.name!r} have different heads or metrics; blend runs of one task"
+            )
+    blend = equal_blend([run.name for run in runs])
+    oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
+    labels, folds = runs[0].labels(), runs[0].fold_table()
+    truth, rows = labels.align(oof.ids).classes, rows_of(oof.ids, folds.ids)
+    counts = {h: np.bincount(labels.classes[h], minlength=head.num_classes) for h, head in task.heads.items()}
+    scores = score_split(task, truth, oof.probs, folds.unseen[rows], draws=DRAWS)
+    fitted = fit_decision(task, truth, oof.probs, folds.fold[rows], counts=counts) if fit_rules else None
+    blend = dataclasses.replace(blend, prior_shift=prior_shift, score=scores.all)
+    if fitted:
+        blend = dataclasses.replace(blend, decision=fitted.decision, score=fitted.nested)
+    return FittedBlend(
+        blend=blend,
+        oof=oof,
+        truth=truth,
+        priors={head: values / values.sum() for head, values in counts.items()},
+        scores=scores,
+        fitted=fitted,
+    )
+
+
+def foresee_prior_shift(runs: Sequence[Run], fitted: FittedBlend) -> list[ShiftEffect]:
+    """Return what correcting for class shares does to the blend's out-of-fold predictions, drawn in several ways."""
+    task, priors, decision = runs[0].task, fitted.priors, fitted.blend.decision
+    return prior_shift_effect(task, fitted.truth, fitted.oof.probs, priors, decision)
