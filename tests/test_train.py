@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import torch
 from conftest import SIZE, Toy, wide_task
 from pyarrow import parquet
 
+from kaggle_kit.blending import fit_blend
 from kaggle_kit.errors import CheckpointError, DataError, KitError, SettingError
+from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
 from kaggle_kit.packing.competition import pack_train
@@ -24,7 +28,7 @@ from kaggle_kit.train.checkpoint import load_checkpoint, save_checkpoint
 from kaggle_kit.train.config import LoaderConfig, LossConfig, ModelConfig, OptimConfig, TrainConfig
 from kaggle_kit.train.crossval import train_run
 from kaggle_kit.train.data import Batch, TrainStream, make_loader
-from kaggle_kit.train.loop import predict_rows, training_loss
+from kaggle_kit.train.loop import make_optimizer, predict_rows, training_loss
 from kaggle_kit.train.model import Preprocess, build_network, resize_weights
 
 TINY = TrainConfig(
@@ -266,6 +270,45 @@ def test_heads_may_have_any_name(name: str) -> None:
 def test_a_fold_that_is_none_is_refused(wide: Toy, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="`fold` is 2; the fold file has folds 0 to 1"):
         train_tiny(wide, tmp_path / "run", only=2)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 9, 14])
+def test_trainings_of_few_steps_have_a_schedule(num_steps: int) -> None:
+    network = build_network(wide_task(), TINY.model)
+    optimizer, schedule = make_optimizer(network, TINY, num_steps=num_steps)
+    rates = []
+    for _ in range(num_steps):
+        optimizer.step()
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+    assert 0 < min(rates) <= max(rates) <= TINY.optim.lr
+
+
+def test_a_held_out_part_is_one_fold_that_goes_the_whole_way(wide: Toy, tmp_path: Path) -> None:
+    folds = make_folds(read_labels(wide.task, wide.data), "holdout", valid_share=0.25)
+    run = train_run(wide.task, TINY, data=wide.data, folds=folds, out=tmp_path / "run")
+    assert list(run.folds) == [0]
+    assert sorted(run.oof().ids) == sorted(folds.ids[folds.fold == 0])
+    found = fit_blend([run])
+    assert len(write_bundle([run], found.blend, tmp_path / "bundle").members) == 1
+
+
+def test_folds_that_validate_nothing_are_refused(wide: Toy, tmp_path: Path) -> None:
+    folds = make_folds(read_labels(wide.task, wide.data), "everything")
+    with pytest.raises(SettingError, match=r"validate no image \(scheme 'everything'\).*--scheme holdout"):
+        train_run(wide.task, TINY, data=wide.data, folds=folds, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_epoch_of_a_metric_of_which_less_is_better_is_the_lowest(wide: Toy, tmp_path: Path) -> None:
+    toy = dataclasses.replace(wide, task=dataclasses.replace(wide.task, metric="log_loss"))
+    config = dataclasses.replace(TINY, epochs=3)
+    run = train_tiny(toy, tmp_path / "run", config, only=0)
+    with (tmp_path / "run" / "fold0" / "history.csv").open() as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    assert len(scores) == 3
+    assert run.folds[0].epoch == 1 + int(np.argmin(scores))
+    assert run.score.total == pytest.approx(min(scores), abs=1e-5)
 
 
 def test_a_loss_that_is_no_number_stops_training(wide: Toy, tmp_path: Path) -> None:
