@@ -1,6 +1,8 @@
 """The `digits` sample competition: bengaliai-cv19's files, with graphemes composed of handwritten digits.
 
-Three heads, four wide-parquet shards, and a hidden test with combinations of labels that train never shows.
+Three heads, four wide-parquet shards, and a hidden test with combinations of labels that train never shows. Those are
+harder, as they are in Bengali: in some graphemes a mark takes a second form, which it shares with another mark, and
+only who has seen the grapheme knows which of the two it is.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Split = Literal["train", "hidden"]
+Mark = tuple[str, int, int]  # its digit and place; no digit: no mark
 
 HEIGHT, WIDTH = 137, 236
 NUM_SHARDS = 4
@@ -28,9 +31,14 @@ UNSEEN_SHARE = 0.275  # of the hidden test's images; bengaliai-cv19 hides about 
 HEADS = ("grapheme_root", "vowel_diacritic", "consonant_diacritic")
 ROW_ORDER = ("consonant_diacritic", "grapheme_root", "vowel_diacritic")  # within an image, as in bengaliai-cv19
 ROOTS = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "17", "42", "58", "36")
-# Class 0 is no mark; the others are a small digit and its place (x, y) in pixels from the root's middle.
+# A mark is a small digit and its place (x, y) in pixels from the root's middle; class 0 is none.
 VOWELS = (("", 0, 0), ("1", 62, 2), ("6", 46, -42), ("4", -64, 0), ("0", 0, -49), ("3", 62, 2))
 CONSONANTS = (("", 0, 0), ("2", 0, 49), ("0", 0, 49), ("5", 0, 49))
+# Two classes and the second form they share; no root shows both by it beside the same other mark.
+VOWELS_ALIKE = ((1, 3, ("7", 46, 42)), (2, 5, ("8", -56, -40)))
+CONSONANTS_ALIKE = ((1, 3, ("9", 0, 49)),)
+SECOND_FORM_RATE = 0.35  # of these classes' graphemes
+SKEW = 0.7  # how often a class occurs: rank^-SKEW
 GRID = (len(ROOTS), len(VOWELS), len(CONSONANTS))
 
 
@@ -38,6 +46,7 @@ class Drawing(NamedTuple):
     """One `digits` image before it is drawn: its label per head, and the digit instances its strokes come from."""
 
     labels: tuple[int, int, int]
+    marks: tuple[Mark, ...]
     instances: tuple[int, ...]
 
     @property
@@ -64,9 +73,9 @@ def plan_digits(*, seed: int, num_train: int, num_test: int) -> DigitsPlan:
     rng = np.random.default_rng((seed, 0))
     pools = split_instances(rng)
     ranks = [rng.permutation(len(ROOTS)), np.arange(len(VOWELS)), np.arange(len(CONSONANTS))]
-    root, vowel, consonant = (1.0 / (1 + rank) for rank in ranks)  # Zipf
+    root, vowel, consonant = ((1.0 + rank) ** -SKEW for rank in ranks)
     weights = np.einsum("r,v,c->rvc", root, vowel, consonant).ravel()
-    unseen = _unseen_combinations(rng).ravel()
+    unseen, marks = _unseen_combinations(rng).ravel(), _marks(rng)
     train = _draw_combinations(rng, np.where(unseen, 0, weights), num_train)
     shown = np.bincount(train, minlength=weights.size) > 0
     num_unseen = round(num_test * UNSEEN_SHARE)
@@ -75,8 +84,8 @@ def plan_digits(*, seed: int, num_train: int, num_test: int) -> DigitsPlan:
     hidden = rng.permutation(np.concatenate([seen_part, unseen_part]))
     return DigitsPlan(
         seed=seed,
-        train=tuple(_drawing(rng, combination, pools[0]) for combination in train),
-        hidden=tuple(_drawing(rng, combination, pools[1]) for combination in hidden),
+        train=tuple(_drawing(rng, combination, marks, pools[0]) for combination in train),
+        hidden=tuple(_drawing(rng, combination, marks, pools[1]) for combination in hidden),
     )
 
 
@@ -88,7 +97,7 @@ def draw_digits(plan: DigitsPlan, split: Split, row: int) -> NDArray[np.uint8]:
     middle = np.array([WIDTH / 2, HEIGHT / 2]) + rng.normal(0, (8, 2.5))
     scale, degrees, slant = rng.uniform(0.82, 1.06), rng.normal(0, 4), rng.normal(0, 0.12)
     ink = np.zeros((HEIGHT, WIDTH), np.float32)
-    for instance, (dx, dy, height) in zip(drawing.instances, _places(drawing.labels), strict=True):
+    for instance, (dx, dy, height) in zip(drawing.instances, _places(drawing), strict=True):
         stroke = place_glyph(
             glyphs[instance],
             size=(HEIGHT, WIDTH),
@@ -151,18 +160,45 @@ def _cover(options: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array(kept, np.int64)
 
 
-def _drawing(rng: np.random.Generator, combination: np.int64, pool: dict[int, NDArray[np.int64]]) -> Drawing:
+def _marks(rng: np.random.Generator) -> dict[tuple[int, int, int], tuple[Mark, Mark]]:
+    """Return for each combination the forms of its vowel and of its consonant."""
+    marks = {(r, v, c): [VOWELS[v], CONSONANTS[c]] for r, v, c in np.ndindex(GRID)}
+    num_roots, num_vowels, num_consonants = GRID
+    for first, second, form in VOWELS_ALIKE:
+        for (root, consonant), chance in np.ndenumerate(rng.random((num_roots, num_consonants))):
+            vowel = first if chance < SECOND_FORM_RATE else second
+            if min(chance, 1 - chance) < SECOND_FORM_RATE:
+                marks[root, vowel, consonant][0] = form
+    for first, second, form in CONSONANTS_ALIKE:
+        for (root, vowel), chance in np.ndenumerate(rng.random((num_roots, num_vowels))):
+            consonant = first if chance < SECOND_FORM_RATE else second
+            if min(chance, 1 - chance) < SECOND_FORM_RATE:
+                marks[root, vowel, consonant][1] = form
+    looks: set[tuple[int, Mark, Mark]] = set()
+    for (root, vowel, _), own in marks.items():
+        if (root, own[0], own[1]) in looks:  # two second forms at once may look like two others
+            own[0] = VOWELS[vowel]
+        looks.add((root, own[0], own[1]))
+    return {labels: (vowel, consonant) for labels, (vowel, consonant) in marks.items()}
+
+
+def _drawing(
+    rng: np.random.Generator,
+    combination: np.int64,
+    marks: dict[tuple[int, int, int], tuple[Mark, Mark]],
+    pool: dict[int, NDArray[np.int64]],
+) -> Drawing:
     root, vowel, consonant = (int(label) for label in np.unravel_index(combination, GRID))
-    digits = ROOTS[root] + VOWELS[vowel][0] + CONSONANTS[consonant][0]
+    own = marks[root, vowel, consonant]
+    digits = ROOTS[root] + "".join(digit for digit, _, _ in own)
     instances = tuple(int(rng.choice(pool[int(digit)])) for digit in digits)
-    return Drawing((root, vowel, consonant), instances)
+    return Drawing((root, vowel, consonant), own, instances)
 
 
-def _places(labels: tuple[int, int, int]) -> list[tuple[float, float, float]]:
+def _places(drawing: Drawing) -> list[tuple[float, float, float]]:
     """Return (x, y, height) from the canvas's middle for each stroke of a drawing, in the order of its instances."""
-    root = [(-19, 0, 60), (19, 0, 60)] if len(ROOTS[labels[0]]) == 2 else [(0, 0, 62)]
-    marks = [VOWELS[labels[1]], CONSONANTS[labels[2]]]
-    return [*root, *((dx, dy, 33) for digit, dx, dy in marks if digit)]
+    root = [(-19, 0, 60), (19, 0, 60)] if len(ROOTS[drawing.labels[0]]) == 2 else [(0, 0, 62)]
+    return [*root, *((dx, dy, 33) for digit, dx, dy in drawing.marks if digit)]
 
 
 def _on_paper(rng: np.random.Generator, ink: NDArray[np.float32]) -> NDArray[np.uint8]:

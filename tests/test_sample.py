@@ -24,6 +24,7 @@ from kaggle_kit.sample_digits import (
     NUM_VISIBLE,
     ROW_ORDER,
     WIDTH,
+    _marks,
     _write_wide,
     draw_digits,
     plan_digits,
@@ -164,7 +165,7 @@ def test_full_size_plan_is_skewed_and_covers_every_class(seed: int) -> None:
     for head, num_classes in enumerate(GRID):
         counts = np.bincount(train[:, head], minlength=num_classes)
         assert counts.min() >= 60
-        assert counts.max() > 3 * counts.min()
+        assert counts.max() > 2 * counts.min()
         for part in (train, hidden[seen], hidden[~seen]):
             assert set(part[:, head]) == set(range(num_classes))
         assert min(len({labels for labels in shown if labels[head] == one}) for one in range(num_classes)) >= 10
@@ -358,3 +359,25 @@ def test_a_sample_whose_files_changed_is_refused(ships: Sample, tmp_path: Path) 
     (folder / "data" / "train.csv").write_text("mine")
     with pytest.raises(DataError, match="holds this sample, but its files have changed since; delete it"):
         make_sample("ships", folder, seed=ships.seed, num_train=ships.num_train, num_test=ships.num_test)
+
+
+# digits: second forms
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_two_combinations_look_alike(seed: int) -> None:
+    looks = Counter((labels[0], *marks) for labels, marks in _marks(np.random.default_rng(seed)).items())
+    assert len(looks) == np.prod(GRID) and max(looks.values()) == 1
+
+
+def test_second_forms_are_those_of_two_classes_each() -> None:
+    by_form: dict[tuple, set[tuple[int, int]]] = {}
+    for labels, marks in _marks(np.random.default_rng(0)).items():
+        for head, mark in enumerate(marks, start=1):
+            by_form.setdefault(mark, set()).add((head, labels[head]))
+    shared = {mark: classes for mark, classes in by_form.items() if len(classes) > 1 and mark[0]}
+    assert shared == {
+        ("7", 46, 42): {(1, 1), (1, 3)},
+        ("8", -56, -40): {(1, 2), (1, 5)},
+        ("9", 0, 49): {(2, 1), (2, 3)},
+    }
