@@ -155,9 +155,10 @@ def _add_data(add: Adder) -> None:
         "--check",
         type=Path,
         nargs="?",
-        const="",
+        const=True,
         metavar="FILE",
-        help="write nothing; check this file (or --out), parquet or CSV of ids and `fold`; exit code 1: leaks",
+        help="write no folds; check this file (or --out), parquet or CSV of ids and `fold`; exit code 1: leaks; "
+        "packs the images beside it where no store is, unless --labels-only is given",
     )
     folds.add_argument(
         "--packed",

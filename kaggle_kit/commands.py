@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    import numpy.typing as npt
+
     from kaggle_kit.folds import Ints
     from kaggle_kit.labels import Labels
     from kaggle_kit.runtime.bundle import Member
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 DONE, CHECK_FAILED, USER_CAN_MEND = 0, 1, 2
+SHARE_TOLERANCE = 0.05  # of unseen images, before a warning
 
 
 def demo(options: argparse.Namespace) -> tuple[Result, int]:
@@ -53,46 +57,62 @@ def sample(options: argparse.Namespace) -> tuple[Result, int]:
 def folds(options: argparse.Namespace) -> tuple[Result, int]:
     """Divide the train images into folds, or check a fold file."""
     from kaggle_kit.errors import SettingError
-    from kaggle_kit.files import check_output_file
-    from kaggle_kit.folds import describe_duplicates, make_folds
-    from kaggle_kit.folds.check import check_folds, check_made, format_findings, read_fold_file
     from kaggle_kit.labels import read_labels
     from kaggle_kit.task import read_task
 
-    checked = options.check or None
-    if options.out is None and checked is None:
+    if options.out is None and options.check in (None, True):
         raise SettingError("say where the folds go with --out folds.parquet, or which file to check with --check FILE")
     task = read_task(options.task)
     labels = read_labels(task, options.data)
-    if options.check is not None:
-        checked = checked or options.out
-        file = read_fold_file(checked, id_column=task.labels.id)
-        findings = check_folds(labels, file, duplicates=_equal_images(options, labels, checked.parent))
-        print("\n".join(format_findings(findings)))
-        failed = [finding for finding in findings if finding.verdict in ("LEAK", "WRONG")]
-        print(
-            f"{checked}: {len(failed)} of {len(findings)} findings speak against it" if failed else f"{checked}: sound"
-        )
-        return {"checked": checked, "findings": findings}, CHECK_FAILED if failed else DONE
+    if options.check is None:
+        return _make_folds(options, labels)
+    return _check_folds(options, labels, options.out if options.check is True else options.check, task.labels.id)
+
+
+def _check_folds(options: argparse.Namespace, labels: Labels, path: Path, id_column: str) -> tuple[Result, int]:
+    from kaggle_kit.folds.check import check_folds, format_findings, read_fold_file
+
+    file = read_fold_file(path, id_column=id_column)
+    equal, _ = _equal_images(options, labels, path.parent)
+    findings = check_folds(labels, file, duplicates=equal)
+    print("\n".join(format_findings(findings)))
+    failed = [finding for finding in findings if finding.verdict in ("LEAK", "WRONG")]
+    sound = "sound" if equal is not None else "sound as far as labels tell"
+    print(f"{path}: " + (f"{len(failed)} of {len(findings)} findings speak against it" if failed else sound))
+    return {"checked": path, "findings": findings}, CHECK_FAILED if failed else DONE
+
+
+def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, int]:
+    from kaggle_kit.files import check_output_file
+    from kaggle_kit.folds import describe_duplicates, make_folds
+    from kaggle_kit.folds.check import check_made, format_findings
+
     check_output_file(options.out, ".parquet", outside=options.data)
-    groups = _equal_images(options, labels, options.out.parent)
+    equal, broken = _equal_images(options, labels, options.out.parent)
     made = make_folds(
         labels,
         options.scheme,
         num_folds=options.n,
         seed=options.seed,
-        duplicates=groups,
+        duplicates=equal,
         valid_share=options.valid_share,
         unseen_share=options.unseen_share,
         rare=options.rare,
+        leave_out=broken,
     )
+    findings = check_made(labels, made, duplicates=equal)
     made.save(options.out)
-    findings = check_made(labels, made, duplicates=groups)
-    duplicates = None if groups is None else describe_duplicates(labels, groups)
+    duplicates = None if equal is None else describe_duplicates(labels, equal)
     print(f"{options.out}: {made.num_folds} {made.scheme} fold(s)")
     print("\n".join(format_findings(findings)))
     if duplicates and duplicates.num_images:
         print(duplicates.text)
+    reached = float(made.unseen[made.fold >= 0].mean()) if made.num_folds else 0.0
+    if options.scheme == "unseen" and abs(reached - options.unseen_share) > SHARE_TOLERANCE:
+        print(
+            f"WARNING {reached:.1%} of the validating images show unseen combinations, not {options.unseen_share:.1%}: "
+            "combinations are held out whole, and those of one image are unseen anyway; try another --n or share"
+        )
     return {
         "out": options.out,
         "sizes": [int((made.fold == number).sum()) for number in range(made.num_folds)],
@@ -103,8 +123,10 @@ def folds(options: argparse.Namespace) -> tuple[Result, int]:
     }, DONE
 
 
-def _equal_images(options: argparse.Namespace, labels: Labels, beside: Path) -> Ints | None:
-    """Return (N,) numbers, equal for equal images, from the packed store; None when only labels are to be read."""
+def _equal_images(
+    options: argparse.Namespace, labels: Labels, beside: Path
+) -> tuple[Ints | None, npt.NDArray[np.bool_] | None]:
+    """Return (N,) numbers, equal for equal images, and which are broken; None when only labels are to be read."""
     import numpy as np
 
     from kaggle_kit.packing.competition import pack_train
@@ -113,13 +135,13 @@ def _equal_images(options: argparse.Namespace, labels: Labels, beside: Path) -> 
     from kaggle_kit.task import read_task
 
     if options.labels_only:
-        return None
+        return None, None
     task = resolve_stored(read_task(options.task), options.data)
     store = pack_train(task, options.data, options.packed, beside=beside)
-    broken = int(np.isin(labels.ids, list(store.broken)).sum())
-    if broken:
-        print(f"{broken:,} image(s) are broken; training leaves them out")
-    return store.duplicate_groups()[rows_of(labels.ids, store.ids)]
+    broken = np.isin(labels.ids, list(store.broken))
+    if broken.any():
+        print(f"{int(broken.sum()):,} image(s) are broken; training leaves them out")
+    return store.duplicate_groups()[rows_of(labels.ids, store.ids)], broken
 
 
 def pack(options: argparse.Namespace) -> tuple[Result, int]:
@@ -238,7 +260,6 @@ def blend(options: argparse.Namespace) -> tuple[Result, int]:
     check_output_file(options.out, ".json")
     runs = [read_run(folder) for folder in options.runs]
     found = fit_blend(runs, fit_rules=options.decision == "auto", prior_shift=options.prior_shift)
-    save_blend(found.blend, options.out)
     metric, total = runs[0].task.metric, found.scores.all.total
     for run in runs:
         print(f"{run.name}: out-of-fold {run.score}, weight {found.blend.weights[run.name]:.3f}")
@@ -251,6 +272,7 @@ def blend(options: argparse.Namespace) -> tuple[Result, int]:
     effects = foresee_prior_shift(runs, found) if options.prior_shift else []
     if effects:
         print("\n".join(format_prior_shift(metric, effects)))
+    save_blend(found.blend, options.out)
     assert found.blend.score is not None
     print(f"{options.out}: mean of {len(runs)} run(s), out-of-fold {found.blend.score.total:.4f}")
     return {

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import Toy
 
-from kaggle_kit.errors import DataError, SettingError
-from kaggle_kit.folds import Folds, Scheme, labels_hash, make_folds, unseen_rows
+from kaggle_kit import cli
+from kaggle_kit.errors import DataError, KitError, SettingError
+from kaggle_kit.folds import Folds, Rare, Scheme, labels_hash, make_folds, unseen_rows
 from kaggle_kit.folds.check import FoldFile, check_folds, check_made, label_deviation, read_fold_file
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.tables import write_rows
@@ -157,6 +158,20 @@ def test_unseen_folds_hold_out_the_share_asked_for_in_whole_combinations(share: 
     assert max(by_fold) - min(by_fold) < 0.05
 
 
+def test_a_class_of_one_combination_is_never_held_out() -> None:
+    labels = uneven_combinations()
+    labels.classes["a"][labels.combinations() @ [20, 4, 1] == 33] = 5  # class 5 of head a: one combination alone
+    folds = make_folds(labels, "unseen", num_folds=5, unseen_share=0.5)
+    fifth = folds.fold[labels.classes["a"] == 5]
+    assert len(np.unique(fifth)) > 1 and not folds.unseen[labels.classes["a"] == 5].any()
+
+
+def test_combinations_need_two_heads() -> None:
+    labels = skewed()
+    with pytest.raises(SettingError, match="there is one head; use 'stratified'"):
+        make_folds(Labels(ids=labels.ids, classes={"root": labels.classes["root"]}), "unseen")
+
+
 def test_holdout_holds_out_its_share_of_every_class_and_trains_what_is_rare() -> None:
     labels = uneven_combinations(600)
     labels.classes["a"][7] = 9
@@ -183,15 +198,15 @@ def test_leave_one_group_out_makes_a_fold_a_group() -> None:
 
 
 def test_stratified_groups_are_more_alike_than_groups_alone() -> None:
-    labels = uneven_combinations()
-    assert labels.groups is not None
-    labels.groups[:] = np.array([f"g{c % 11}-{i % 13}" for i, c in enumerate(labels.combinations() @ [7, 3, 1])])
+    plain = uneven_combinations()
+    groups = np.array([f"g{c % 11}-{i % 13}" for i, c in enumerate(plain.combinations() @ [7, 3, 1])])
+    labels = Labels(ids=plain.ids, classes=plain.classes, groups=groups)
     alike = {}
     for scheme in ("grouped", "stratified-grouped"):
         folds = make_folds(labels, scheme, num_folds=4)
         alike[scheme] = max(label_deviation(classes, folds.fold) for classes in labels.classes.values())
-        for group in np.unique(labels.groups):
-            assert len(np.unique(folds.fold[labels.groups == group])) == 1
+        for group in np.unique(groups):
+            assert len(np.unique(folds.fold[groups == group])) == 1
     assert alike["stratified-grouped"] < alike["grouped"]
 
 
@@ -227,7 +242,11 @@ def test_the_only_image_of_a_class_is_refused_or_trains_every_fold(scheme: Schem
     [
         ({"scheme": "holdout", "valid_share": 1.5}, SettingError, "`valid_share` is 1.5; give a share between 0 and 1"),
         ({"scheme": "unseen", "unseen_share": 0.0}, SettingError, "`unseen_share` is 0.0"),
-        ({"scheme": "holdout", "valid_share": 0.0001}, DataError, "holds none out; raise --valid-share"),
+        (
+            {"scheme": "holdout", "valid_share": 0.0001},
+            DataError,
+            "leaves none to validate or none to train; change --valid-share",
+        ),
         ({"scheme": "leave-one-group-out", "duplicates": np.zeros(600, int)}, DataError, "2 folds of 1 groups"),
     ],
 )
@@ -285,3 +304,70 @@ def test_what_is_no_table_of_folds_is_refused(tmp_path: Path, header: list, rows
     write_rows(path, header, rows)
     with pytest.raises(DataError, match=message):
         read_fold_file(path, id_column="image_id")
+
+
+def test_files_that_training_cannot_use_are_never_sound() -> None:
+    labels = skewed(20)
+    cases = {
+        "all images validate in one fold": np.zeros(20),
+        "fold 0 validates no image; number the folds from 0 without gaps": np.arange(20) % 2 * 2 + 1,
+        "folds are numbered -7 to 1": np.where(np.arange(20) == 3, -7, np.arange(20) % 2),
+        "folds are numbered 0 to 300000": np.where(np.arange(20) == 3, 300_000, np.arange(20) % 2),
+    }
+    for message, fold in cases.items():
+        found = verdicts(labels, FoldFile(ids=labels.ids, fold=fold.astype(np.int64)))
+        assert any(f"WRONG {message}" in text for text in found), (message, found)
+
+
+def test_a_file_that_marks_unseen_images_as_seen_is_wrong() -> None:
+    labels = uneven_combinations()
+    folds = make_folds(labels, "unseen")
+    file = FoldFile(ids=folds.ids, fold=folds.fold, scheme="unseen", unseen=~folds.unseen)
+    assert any("of unseen combinations are marked as seen" in text for text in verdicts(labels, file))
+
+
+@pytest.mark.parametrize("number", ["--1", "\u00b2", "9" * 20, "1.5"])
+def test_folds_that_are_no_whole_numbers_are_refused(tmp_path: Path, number: str) -> None:
+    write_rows(tmp_path / "folds.csv", ["id", "fold"], [["a", number], ["b", "0.0"]])
+    with pytest.raises(DataError, match="fold of 'a' is"):
+        read_fold_file(tmp_path / "folds.csv")
+
+
+def test_broken_images_take_no_part_and_are_not_counted_as_trained() -> None:
+    labels = uneven_combinations(300)
+    labels.classes["a"][:2] = 5  # two images of a class, one of them broken
+    broken = np.arange(300) == 0
+    with pytest.raises(DataError, match=r"1 class\(es\) have one image only \('a 5'"):
+        make_folds(labels, num_folds=3, leave_out=broken)
+    folds = make_folds(labels, num_folds=3, leave_out=broken, rare="train")
+    assert folds.fold[:2].tolist() == [-1, -1] and not folds.unseen[0]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_small_and_odd_labels_give_what_was_asked_for_or_an_error(scheme: Scheme) -> None:
+    rng = np.random.default_rng(len(scheme))
+    made = 0
+    for _ in range(150):
+        rows, num_folds = int(rng.integers(1, 15)), int(rng.integers(2, 5))
+        classes = {f"h{head}": rng.integers(0, rng.integers(1, 6), rows) for head in range(rng.integers(1, 4))}
+        groups = np.array([f"g{group}" for group in rng.integers(0, 6, rows)])
+        labels = Labels(ids=np.array([f"i{i}" for i in range(rows)]), classes=classes, groups=groups)
+        same = rng.integers(0, rows, rows) if rng.random() < 0.5 else None
+        rare: Rare = "train" if rng.random() < 0.7 else "error"
+        seed, share = int(rng.integers(1000)), float(rng.uniform(0.05, 0.95))
+        try:
+            folds = make_folds(
+                labels, scheme, num_folds=num_folds, seed=seed, duplicates=same, rare=rare, valid_share=share
+            )
+        except KitError:
+            continue
+        made += 1
+        findings = check_made(labels, folds, duplicates=same)
+        assert not [finding.text for finding in findings if finding.verdict in ("LEAK", "WRONG")]
+        if scheme != "leave-one-group-out":
+            assert folds.num_folds == {"holdout": 1, "everything": 0}.get(scheme, num_folds)
+    assert made > 10
+
+
+def test_the_command_line_knows_every_scheme() -> None:
+    assert get_args(Scheme) == cli.SCHEMES

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.errors import DataError, SettingError, some_of
+from kaggle_kit.errors import DataError, SettingError, did_you_mean, some_of
 from kaggle_kit.files import replacing
 from kaggle_kit.folds import schemes
 from kaggle_kit.labels import Labels
@@ -45,20 +46,27 @@ class Folds:
 
     def __post_init__(self) -> None:
         check_unique(self.ids, "the fold file")
-        sizes = np.bincount(self.fold[self.fold >= 0])
-        if self.fold.min(initial=0) < -1 or (sizes == 0).any() or (len(sizes) == 1 and (self.fold == 0).all()):
+        if len(self.fold) and (self.fold.min() < -1 or self.fold.max() >= len(self.fold)):
             raise DataError(
-                f"folds have sizes {sizes.tolist()}; expected numbers from 0, none empty, and images that train "
-                "(-1 for those that never validate)"
+                f"folds are numbered {self.fold.min()} to {self.fold.max()}; expected 0, 1, 2, ..., and -1 for images "
+                "that never validate; make them again with `kaggle-kit folds`"
             )
+        empty = np.flatnonzero(np.bincount(self.fold[self.fold >= 0]) == 0)
+        if len(empty):
+            raise DataError(
+                f"{len(empty):,} fold(s) validate no image, such as fold {empty[0]}; make the folds again from these "
+                "images with `kaggle-kit folds`"
+            )
+        if len(self.fold) and (self.fold == 0).all():
+            raise DataError("all images validate in one fold and none trains; make the folds again")
 
     @property
     def num_folds(self) -> int:
         """The number of folds that validate; 0 where everything trains."""
         return int(self.fold.max(initial=-1)) + 1
 
-    def align(self, ids: Text) -> Folds:
-        """Return the folds of these ids, in this order.
+    def rows(self, ids: Text) -> Ints:
+        """Return (N,) the row of each of these ids.
 
         Raises:
             DataError: When an id has no fold.
@@ -70,6 +78,15 @@ class Folds:
                 f"{len(missing):,} of {len(ids):,} labelled images are in no fold: {some_of(missing)}; "
                 "make the folds again from this label file"
             )
+        return rows
+
+    def align(self, ids: Text) -> Folds:
+        """Return the folds of these ids, in this order; every fold must keep an image.
+
+        Raises:
+            DataError: When an id has no fold, or a fold no image.
+        """
+        rows = self.rows(ids)
         return Folds(
             ids=ids,
             fold=self.fold[rows],
@@ -84,7 +101,7 @@ class Folds:
         import pyarrow as pa
         from pyarrow import parquet
 
-        table = pa.table({"id": self.ids.tolist(), "fold": self.fold.astype(np.int16), "unseen": self.unseen})
+        table = pa.table({"id": self.ids.tolist(), "fold": self.fold.astype(np.int32), "unseen": self.unseen})
         meta = {"scheme": self.scheme, "seed": str(self.seed), "data_hash": self.data_hash}
         with replacing(path) as temporary:
             parquet.write_table(table.replace_schema_metadata(meta), temporary)
@@ -106,8 +123,12 @@ class Folds:
         except (pa.ArrowException, OSError):
             raise DataError(f"{path} is not a whole parquet file; make it again with `kaggle-kit folds`") from None
         meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if not {"id", "fold", "unseen"} <= set(table.column_names) or "scheme" not in meta:
-            raise DataError(f"{path} holds {table.column_names}; expected id, fold, unseen from `kaggle-kit folds`")
+        known = {"id", "fold", "unseen"} <= set(table.column_names) and {"scheme", "seed", "data_hash"} <= set(meta)
+        if not known or any(table[name].null_count for name in ("id", "fold", "unseen")):
+            raise DataError(
+                f"{path} holds {some_of(table.column_names, 9)}; expected id, fold and unseen without gaps, and "
+                "scheme, seed and data hash, from `kaggle-kit folds`"
+            )
         return cls(
             ids=np.array(table["id"].to_pylist(), np.str_),
             fold=table["fold"].to_numpy().astype(np.int64),
@@ -116,6 +137,36 @@ class Folds:
             seed=int(meta["seed"]),
             data_hash=meta["data_hash"],
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What `make_folds` was asked for."""
+
+    scheme: Scheme
+    num_folds: int
+    seed: int
+    valid_share: float
+    unseen_share: float
+    rare: Rare
+
+    def __post_init__(self) -> None:
+        if self.scheme not in get_args(Scheme):
+            raise SettingError(f"{self.scheme!r} is no scheme of folds{did_you_mean(self.scheme, get_args(Scheme))}")
+        if self.seed < 0:
+            raise SettingError(f"`seed` is {self.seed}; give 0 or above")
+        for name in ("valid_share", "unseen_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise SettingError(f"`{name}` is {getattr(self, name)}; give a share between 0 and 1, such as 0.2")
+        if self.divides and self.num_folds < 2:
+            raise SettingError(
+                f"number of folds is {self.num_folds}; expected 2 or more; one held-out part: scheme 'holdout'"
+            )
+
+    @property
+    def divides(self) -> bool:
+        """Whether the number of folds matters."""
+        return self.scheme not in ("leave-one-group-out", "holdout", "everything")
 
 
 def make_folds(
@@ -128,6 +179,7 @@ def make_folds(
     valid_share: float = 0.15,
     unseen_share: float = 0.25,
     rare: Rare = "error",
+    leave_out: npt.NDArray[np.bool_] | None = None,
 ) -> Folds:
     """Divide the labelled images into folds.
 
@@ -144,77 +196,94 @@ def make_folds(
         duplicates: (N,) numbers, equal for equal images, as `PackedSource.duplicate_groups` gives them: equal images
             are put into one fold. None: all images differ.
         valid_share: holdout: the share of the images that validates.
-        unseen_share: unseen: the share of the images that validates as part of an unseen combination.
-        rare: stratified and unseen: what happens to the only image of a class. `error`: refused. `train`: it trains
-            every fold and validates none.
+        unseen_share: unseen: about which share of the images validates as part of an unseen combination. Combinations
+            that one image alone shows are unseen wherever they validate, so that many of them raise the share.
+        rare: stratified and unseen: what happens where a class cannot both train and validate, as with its only
+            image. `error`: refused. `train`: an image of it trains every fold and validates none.
+        leave_out: (N,) True for images that take no part, such as broken ones: -1, and never counted as trained.
 
     Raises:
-        SettingError: For fewer than 2 folds, a share that is none, or a scheme of groups without a groups column.
-        DataError: When there are more folds than images or groups, or a class has one image.
+        SettingError: For a scheme, number of folds, seed or share that is none, or a scheme of groups without groups.
+        DataError: When there are more folds than images, groups or combinations, or a class cannot be divided.
     """
-    same = np.arange(len(labels)) if duplicates is None else np.asarray(duplicates)
-    _check_asked(labels, scheme, num_folds=num_folds, valid_share=valid_share, unseen_share=unseen_share)
-    if scheme == "everything":
-        fold = np.full(len(labels), -1, np.int64)
-    elif scheme == "holdout":
-        fold = schemes.holdout(labels, same, valid_share, np.random.default_rng(seed))
-    elif scheme in ("stratified", "unseen"):
-        fold = np.full(len(labels), -1, np.int64)
-        alone = schemes.lone_rows(labels, same)
-        if rare == "error":
-            schemes.check_lone(labels, alone)
-        rows = np.flatnonzero(~alone)
-        if len(rows) < num_folds:
-            raise DataError(f"{num_folds} folds of {len(rows)} images that may validate; ask for fewer folds")
-        part, rng = labels.take(rows), np.random.default_rng(seed)
-        if scheme == "stratified":
-            fold[rows] = schemes.stratified(part, same[rows], num_folds, rng)
-        else:
-            fold[rows] = schemes.unseen(part, same[rows], num_folds, unseen_share, rng)
-    else:
-        fold = _by_groups(labels, same, scheme, num_folds, seed)
-    return Folds(
-        ids=labels.ids,
-        fold=fold,
-        unseen=unseen_rows(labels, fold),
+    asked = _Asked(
         scheme=scheme,
+        num_folds=num_folds,
         seed=seed,
-        data_hash=labels_hash(labels),
+        valid_share=valid_share,
+        unseen_share=unseen_share,
+        rare=rare,
     )
+    same = np.arange(len(labels)) if duplicates is None else np.asarray(duplicates)
+    rows = np.arange(len(labels)) if leave_out is None else np.flatnonzero(~leave_out)
+    part = labels.take(rows)
+    fold = np.full(len(labels), -1, np.int64)
+    unseen = np.zeros(len(labels), bool)
+    fold[rows] = _divide(part, same[rows], asked)
+    unseen[rows] = unseen_rows(part, fold[rows])
+    return Folds(ids=labels.ids, fold=fold, unseen=unseen, scheme=scheme, seed=seed, data_hash=labels_hash(labels))
 
 
-def _check_asked(labels: Labels, scheme: Scheme, *, num_folds: int, valid_share: float, unseen_share: float) -> None:
+def _divide(labels: Labels, same: Ints, asked: _Asked) -> Ints:
+    """Return (N,) folds by the scheme asked for."""
     if not len(labels):
         raise DataError("there are no labelled images to divide; check the label file")
-    for name, share in (("valid_share", valid_share), ("unseen_share", unseen_share)):
-        if not 0 < share < 1:
-            raise SettingError(f"`{name}` is {share}; give a share between 0 and 1, such as 0.2")
-    if scheme in ("leave-one-group-out", "holdout", "everything"):
-        return
-    if num_folds < 2:
-        raise SettingError(f"number of folds is {num_folds}; expected 2 or more; one held-out part: scheme 'holdout'")
-    if num_folds > len(labels):
-        raise DataError(f"{num_folds} folds of {len(labels)} images leave some empty; ask for fewer folds")
+    if asked.divides and asked.num_folds > len(labels):
+        raise DataError(f"{asked.num_folds} folds of {len(labels)} images leave some empty; ask for fewer folds")
+    rng = np.random.default_rng(asked.seed)
+    if asked.scheme == "everything":
+        return np.full(len(labels), -1, np.int64)
+    if asked.scheme == "holdout":
+        return schemes.train_rare(labels, same, schemes.holdout(labels, same, asked.valid_share, rng))
+    if asked.scheme in ("stratified", "unseen"):
+        return _divide_images(labels, same, asked, rng)
+    groups = schemes.needed_groups(labels, same, asked.scheme, asked.num_folds if asked.divides else 2)
+    if asked.scheme == "leave-one-group-out":
+        return groups
+    deal = schemes.grouped if asked.scheme == "grouped" else schemes.stratified_grouped
+    return deal(labels, groups, asked.num_folds, rng)
 
 
-def _by_groups(labels: Labels, same: Ints, scheme: Scheme, num_folds: int, seed: int) -> Ints:
-    if scheme == "leave-one-group-out":
-        return schemes.needed_groups(labels, same, scheme, 2)
-    groups = schemes.needed_groups(labels, same, scheme, num_folds)
-    if scheme == "grouped":
-        return schemes.grouped(labels, groups, num_folds, seed)
-    return schemes.stratified_grouped(labels, groups, num_folds, np.random.default_rng(seed))
+def _divide_images(labels: Labels, same: Ints, asked: _Asked, rng: np.random.Generator) -> Ints:
+    """Return stratified or unseen folds, after checking that they keep what these schemes promise."""
+    if asked.scheme == "unseen" and len(labels.classes) < 2:
+        raise SettingError("scheme 'unseen' holds out combinations of heads, and there is one head; use 'stratified'")
+    if asked.rare == "error":
+        schemes.check_lone(labels, same)
+    fold = np.full(len(labels), -1, np.int64)
+    rows = np.flatnonzero(~schemes.lone_rows(labels, same))
+    part, own = labels.take(rows), same[rows]
+    num_images = len(np.unique(own))
+    if num_images < asked.num_folds:
+        raise DataError(f"{asked.num_folds} folds of {num_images} different images that may validate; ask for fewer")
+    if asked.scheme == "stratified":
+        fold[rows] = schemes.stratified(part, own, asked.num_folds, rng)
+    else:
+        fold[rows] = schemes.unseen(part, own, asked.num_folds, asked.unseen_share, rng)
+    if asked.rare == "train":
+        fold = schemes.train_rare(labels, same, fold)
+    schemes.check_trained(labels, fold, asked.scheme)
+    filled = len(np.unique(fold[fold >= 0]))
+    if filled < asked.num_folds:
+        raise DataError(f"only {filled} of {asked.num_folds} folds get images; ask for {max(filled, 2)} or fewer")
+    if asked.scheme == "unseen" and not unseen_rows(labels, fold).any():
+        combinations = len(np.unique(labels.combinations(), axis=0))
+        raise DataError(
+            f"no combination can be held out: {combinations:,} combinations, {asked.num_folds} folds, unseen share "
+            f"{asked.unseen_share}; ask for fewer folds or a larger --unseen-share"
+        )
+    return fold
 
 
 def unseen_rows(labels: Labels, fold: Ints) -> npt.NDArray[np.bool_]:
     """Return (N,) True where an image validates and no image that trains that fold shows its combination of heads."""
+    if not len(labels):
+        return np.zeros(0, bool)
     combinations = np.unique(labels.combinations(), axis=0, return_inverse=True)[1].ravel()
-    in_all = np.bincount(combinations)
-    unseen = np.zeros(len(labels), bool)
-    for number in range(int(fold.max(initial=-1)) + 1):
-        inside = fold == number
-        unseen |= inside & (np.bincount(combinations[inside], minlength=len(in_all)) == in_all)[combinations]
-    return unseen
+    _, inverse, counts = np.unique(
+        np.column_stack([combinations, fold]), axis=0, return_inverse=True, return_counts=True
+    )
+    return np.asarray((fold >= 0) & (counts[inverse.ravel()] == np.bincount(combinations)[combinations]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,21 +305,21 @@ def describe_duplicates(labels: Labels, groups: Ints) -> Duplicates:
     num_images = int(counts[counts > 1].sum())
     if not num_images:
         return Duplicates(num_images=0, text="no two images are equal")
-    text = f"{num_images:,} images have an equal one; equal images are in one fold"
+    text = f"{num_images:,} images in {int((counts > 1).sum()):,} set(s) have an equal one"
     told_apart = np.unique(np.column_stack([inverse, labels.combinations()]), axis=0)[:, 0]
     twice = told_apart[1:][told_apart[1:] == told_apart[:-1]]
     if len(twice):
         examples = some_of(labels.ids[inverse == twice[0]].tolist())
-        text += f"; WARNING {len(np.unique(twice)):,} of them are labelled in several ways, such as {examples}"
+        text += f"; WARNING {len(np.unique(twice)):,} set(s) are labelled in several ways, such as {examples}"
     return Duplicates(num_images=num_images, text=text)
 
 
 def labels_hash(labels: Labels) -> str:
     """Return 12 hexadecimal digits that change with any id, label or group, not with the order of rows."""
     order = np.argsort(labels.ids)
-    digest = hashlib.sha256("\n".join(labels.ids[order].tolist()).encode())
-    for head, classes in labels.classes.items():
-        digest.update(head.encode() + np.ascontiguousarray(classes[order]).tobytes())
+    digest = hashlib.sha256(json.dumps([*labels.classes, *labels.ids[order].tolist()]).encode())
+    for classes in labels.classes.values():
+        digest.update(np.ascontiguousarray(classes[order]).tobytes())
     if labels.groups is not None:
-        digest.update("\n".join(labels.groups[order].tolist()).encode())
+        digest.update(json.dumps(labels.groups[order].tolist()).encode())
     return digest.hexdigest()[:12]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, did_you_mean, some_of
 from kaggle_kit.folds import Folds, Ints, labels_hash, unseen_rows
+from kaggle_kit.folds.schemes import untrained_classes
 from kaggle_kit.labels import Labels
 from kaggle_kit.tables import Text, read_columns, rows_of
 
 Verdict = Literal["ok", "LEAK", "WRONG", "note"]
 _WITH_GROUPS = ("grouped", "stratified-grouped", "leave-one-group-out")
-MOST_SIZES = 10
-_TRAINS_EVERY_CLASS = ("stratified", "unseen", "holdout")
+_MOST_SIZES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +31,15 @@ class FoldFile:
         fold: (N,) int64; -1 never validates.
         scheme: How it says it was made; empty where it does not say.
         data_hash: Of the labels it says it was made from; empty where it does not say.
+        unseen: (N,) True where it says that no image training the row's fold shows its combination; None where it
+            does not say.
     """
 
     ids: Text
     fold: Ints
     scheme: str = ""
     data_hash: str = ""
+    unseen: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +70,21 @@ def read_fold_file(path: Path, *, id_column: str = "id") -> FoldFile:
             f"{path} has columns {some_of(columns, 9)}, none of them {absent!r}{did_you_mean(absent, columns)}; "
             f"name its columns {id_column!r} and 'fold'"
         )
-    numbers = columns["fold"]
-    whole = np.array([str(number).removesuffix(".0").lstrip("-").isdigit() for number in numbers.tolist()], bool)
-    if not whole.all():
-        row = int(np.argmin(whole))
+    numbers = columns["fold"].tolist()
+    whole = [re.fullmatch(r"-?[0-9]{1,9}(\.0+)?", number) for number in numbers]
+    if None in whole:
+        row = whole.index(None)
         raise DataError(
-            f"{path}: fold of {str(ids[row])!r} is {str(numbers[row])!r}, {int((~whole).sum()):,} row(s) in all; "
-            "expected 0, 1, 2, ..., and -1 for an image that never validates"
+            f"{path}: fold of {str(ids[row])!r} is {numbers[row]!r}, {whole.count(None):,} row(s) in all; expected "
+            "0, 1, 2, ..., and -1 for an image that never validates"
         )
-    fold = np.array([int(str(number).removesuffix(".0")) for number in numbers.tolist()], np.int64)
-    return FoldFile(ids=ids, fold=fold, scheme=meta.get("scheme", ""), data_hash=meta.get("data_hash", ""))
+    return FoldFile(
+        ids=ids,
+        fold=np.array([int(number.partition(".")[0]) for number in numbers], np.int64),
+        scheme=meta.get("scheme", ""),
+        data_hash=meta.get("data_hash", ""),
+        unseen=columns["unseen"] == "True" if meta and "unseen" in columns else None,
+    )
 
 
 def _read_parquet(path: Path) -> tuple[dict[str, Text], dict[str, str]]:
@@ -102,23 +112,23 @@ def check_folds(labels: Labels, file: FoldFile, *, duplicates: Ints | None = Non
     Returns:
         Findings, one a check; the file is proven when none is `LEAK` or `WRONG`.
     """
-    findings = list(_check_ids(labels, file))
+    findings = [*_check_ids(labels, file), *_check_numbers(file.fold)]
     rows = rows_of(labels.ids, np.unique(file.ids))
-    if (rows < 0).all():
+    if (rows < 0).all() or any(finding.verdict == "WRONG" for finding in _check_numbers(file.fold)):
         return findings
     kept = np.flatnonzero(rows >= 0)
-    _, first = np.unique(file.ids, return_index=True)
-    part, fold = labels.take(kept), file.fold[first[rows[kept]]]
+    first = np.unique(file.ids, return_index=True)[1][rows[kept]]
+    part, fold = labels.take(kept), file.fold[first]
     findings += _check_equal_images(part, fold, None if duplicates is None else duplicates[kept])
     findings += _check_groups(part, fold, file.scheme)
     findings += _check_classes(part, fold, file.scheme)
-    findings += _describe_unseen(part, fold)
+    findings += _check_unseen(part, fold, file.scheme, None if file.unseen is None else file.unseen[first])
     return findings
 
 
 def check_made(labels: Labels, folds: Folds, *, duplicates: Ints | None = None) -> list[Finding]:
     """Check folds that were just made."""
-    file = FoldFile(ids=folds.ids, fold=folds.fold, scheme=folds.scheme, data_hash=folds.data_hash)
+    file = FoldFile(ids=folds.ids, fold=folds.fold, scheme=folds.scheme, data_hash=folds.data_hash, unseen=folds.unseen)
     return check_folds(labels, file, duplicates=duplicates)
 
 
@@ -150,7 +160,8 @@ def _check_ids(labels: Labels, file: FoldFile) -> Iterator[Finding]:
             text=f"{len(crossing):,} id(s) are in several folds: {some_of(crossing)}; keep one row of each",
         )
     elif (counts > 1).any():
-        yield Finding(verdict="WRONG", text=f"{int((counts > 1).sum()):,} id(s) are listed more than once")
+        text = f"{int((counts > 1).sum()):,} id(s) are listed more than once; keep one row of each"
+        yield Finding(verdict="WRONG", text=text)
     absent = labels.ids[rows_of(labels.ids, values) < 0]
     foreign = values[rows_of(values, labels.ids) < 0]
     if len(absent):
@@ -167,11 +178,24 @@ def _check_ids(labels: Labels, file: FoldFile) -> Iterator[Finding]:
         yield Finding(verdict="WRONG", text=text)
 
 
+def _check_numbers(fold: Ints) -> Iterator[Finding]:
+    if not len(fold):
+        yield Finding(verdict="WRONG", text="the file has no rows; make the folds again")
+    elif fold.min() < -1 or fold.max() >= len(fold):
+        text = f"folds are numbered {fold.min()} to {fold.max()}; expected 0, 1, 2, ..., and -1 for never validating"
+        yield Finding(verdict="WRONG", text=f"{text}; number them again")
+    elif (np.bincount(fold[fold >= 0]) == 0).any():
+        empty = int(np.argmin(np.bincount(fold[fold >= 0])))
+        yield Finding(verdict="WRONG", text=f"fold {empty} validates no image; number the folds from 0 without gaps")
+    elif len(np.unique(fold)) == 1 and fold[0] >= 0:
+        yield Finding(verdict="WRONG", text="all images validate in one fold, so that none trains; divide them")
+
+
 def _describe_sizes(fold: Ints) -> str:
     sizes = np.bincount(fold[fold >= 0])
     always = int((fold < 0).sum())
     parts = [f"{always:,} train every fold and validate none"] if always else []
-    if len(sizes) > MOST_SIZES:
+    if len(sizes) > _MOST_SIZES:
         parts.insert(0, f"{len(sizes):,} folds of {sizes.min():,} to {sizes.max():,} images")
     elif len(sizes):
         parts.insert(0, f"folds of {', '.join(f'{size:,}' for size in sizes.tolist())} images")
@@ -179,7 +203,7 @@ def _describe_sizes(fold: Ints) -> str:
 
 
 def _crossing(numbers: Ints, fold: Ints) -> Ints:
-    """Return which numbers lie on both sides of a fold: validate in one and train it from another place."""
+    """Return which numbers lie in several folds."""
     pairs = np.unique(np.column_stack([numbers, fold]), axis=0)[:, 0]
     return np.unique(pairs[1:][pairs[1:] == pairs[:-1]])
 
@@ -218,15 +242,12 @@ def _check_classes(labels: Labels, fold: Ints, scheme: str) -> Iterator[Finding]
     if not num_folds:
         yield Finding(verdict="note", text="no image validates: everything trains")
         return
-    untrained = []
-    for head, classes in labels.classes.items():
-        in_all = np.bincount(classes)
-        for number in range(num_folds):
-            inside = np.bincount(classes[fold == number], minlength=len(in_all))
-            untrained += [f"{head} {label}" for label in np.flatnonzero((inside > 0) & (inside == in_all)).tolist()]
+    untrained = untrained_classes(labels, fold)
     if untrained:
         text = f"{len(untrained):,} class(es) are not trained in the fold that validates them: {some_of(untrained)}"
-        yield Finding(verdict="WRONG" if scheme in _TRAINS_EVERY_CLASS else "note", text=text)
+        promised = scheme not in _WITH_GROUPS
+        repair = "; make the folds again with --scheme stratified, or --rare train" if promised else ""
+        yield Finding(verdict="WRONG" if promised else "note", text=text + repair)
     else:
         yield Finding(verdict="ok", text="every class of every head that validates is trained in that fold")
     if num_folds > 1:
@@ -237,13 +258,19 @@ def _check_classes(labels: Labels, fold: Ints, scheme: str) -> Iterator[Finding]
         )
 
 
-def _describe_unseen(labels: Labels, fold: Ints) -> Iterator[Finding]:
-    validating = int((fold >= 0).sum())
-    if len(labels.classes) < 2 or not validating:
+def _check_unseen(labels: Labels, fold: Ints, scheme: str, said: npt.NDArray[np.bool_] | None) -> Iterator[Finding]:
+    validating = fold >= 0
+    if len(labels.classes) < 2 or not validating.any():
         return
-    unseen = int(unseen_rows(labels, fold).sum())
+    unseen = unseen_rows(labels, fold)
+    if said is not None and (unseen & ~said).any():
+        text = f"{int((unseen & ~said).sum()):,} image(s) of unseen combinations are marked as seen"
+        yield Finding(verdict="WRONG", text=f"{text}; make the folds again")
+    elif scheme == "unseen" and not unseen.any():
+        yield Finding(verdict="WRONG", text="scheme 'unseen' holds no combination out; make the folds again")
+    share = unseen.sum() / validating.sum()
     yield Finding(
         verdict="note",
-        text=f"{unseen:,} of {validating:,} validating images ({unseen / validating:.1%}) show a combination of heads "
-        "that their fold does not train",
+        text=f"{int(unseen.sum()):,} of {int(validating.sum()):,} validating images ({share:.1%}) show a combination "
+        "of heads that their fold does not train",
     )

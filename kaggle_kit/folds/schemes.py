@@ -6,51 +6,54 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, SettingError, some_of
-from kaggle_kit.folds.stratify import Ints, deal, deal_groups, keep_every_tag_elsewhere, one_hot_columns
+from kaggle_kit.folds.stratify import (
+    Ints,
+    deal,
+    deal_groups,
+    keep_every_tag_elsewhere,
+    one_hot_columns,
+    trapped_tags,
+)
 from kaggle_kit.labels import Labels
 from kaggle_kit.tables import Text
 
+MOST_HELD_OUT = 0.95  # of the images that may be: some must show what their combinations look like
 SIZE_WEIGHT = 10.0  # of held-out combinations: the share asked for is what the score is read for
 
 
 def stratified(labels: Labels, same: Ints, num_folds: int, rng: np.random.Generator) -> Ints:
     """Return (N,) folds in which every class of every head has its share."""
     first, inverse = _distinct(same)
-    tags = one_hot_columns(labels.combinations()[first])
-    once = deal(tags, [1 / num_folds] * num_folds, rng)
-    return keep_every_tag_elsewhere(tags, np.arange(len(first)), once, num_folds)[inverse]
+    tags = one_hot_columns(labels.combinations())
+    fold = deal(tags[first], [1 / num_folds] * num_folds, rng)[inverse]
+    return keep_every_tag_elsewhere(tags, inverse, fold, num_valid=num_folds, num_bins=num_folds)
 
 
 def holdout(labels: Labels, same: Ints, share: float, rng: np.random.Generator) -> Ints:
     """Return (N,) folds: 0 for the held-out share of every class, -1 for the others."""
     first, inverse = _distinct(same)
-    tags = one_hot_columns(labels.combinations()[first])
-    bins = keep_every_tag_elsewhere(tags, np.arange(len(first)), deal(tags, [share, 1 - share], rng), 1)
-    counts = np.bincount(tags.ravel())
-    bins[(counts[tags] == 1).any(axis=1)] = 1  # the only image of a class must be learned
-    if not (bins == 0).any():
+    tags = one_hot_columns(labels.combinations())
+    bins = deal(tags[first], [share, 1 - share], rng)[inverse]
+    bins[lone_rows(labels, same)] = 1  # the only image of a class must be learned
+    bins = keep_every_tag_elsewhere(tags, inverse, bins, num_valid=1, num_bins=2)
+    if (bins == 0).all() or not (bins == 0).any():
         raise DataError(
-            f"a share of {share} of {len(first)} images holds none out; raise --valid-share, or gather more images"
+            f"a share of {share} of {len(first)} image(s) leaves none to validate or none to train; change "
+            "--valid-share, or gather more images"
         )
-    return np.where(bins == 0, 0, -1)[inverse]
+    return np.where(bins == 0, 0, -1)
 
 
-def grouped(labels: Labels, groups: Ints, num_folds: int, seed: int) -> Ints:
+def grouped(labels: Labels, groups: Ints, num_folds: int, rng: np.random.Generator) -> Ints:
     """Return (N,) folds of like size in which no group is divided."""
-    from sklearn.model_selection import GroupKFold
-
-    fold = np.empty(len(labels), np.int64)
-    splitter = GroupKFold(n_splits=num_folds, shuffle=True, random_state=seed)
-    for number, (_, inside) in enumerate(splitter.split(np.zeros(len(labels)), groups=groups)):
-        fold[inside] = number
-    return fold
+    return deal_groups(np.zeros((len(labels), 1), np.int64), groups, [1 / num_folds] * num_folds, rng)
 
 
 def stratified_grouped(labels: Labels, groups: Ints, num_folds: int, rng: np.random.Generator) -> Ints:
     """Return (N,) folds in which no group is divided and every class has about its share."""
     tags = one_hot_columns(labels.combinations())
     fold = deal_groups(tags, groups, [1 / num_folds] * num_folds, rng)
-    return keep_every_tag_elsewhere(tags, groups, fold, num_folds)
+    return keep_every_tag_elsewhere(tags, groups, fold, num_valid=num_folds, num_bins=num_folds)
 
 
 def unseen(labels: Labels, same: Ints, num_folds: int, share: float, rng: np.random.Generator) -> Ints:
@@ -66,20 +69,21 @@ def unseen(labels: Labels, same: Ints, num_folds: int, share: float, rng: np.ran
     single = _num_units(blocks, same)[blocks] == 1
     held_out = max(0.0, share - float(single.mean()))
     fold = np.full(len(labels), -1, np.int64)
-    shared = np.flatnonzero(~single)
+    only = _num_units(tags.ravel(), np.repeat(blocks, tags.shape[1]))[tags] == 1  # a class that one combination has
+    shared = np.flatnonzero(~single & ~np.isin(blocks, blocks[only.any(axis=1)]))
     if len(shared) and held_out > 0:
-        part = held_out * len(labels) / len(shared)  # of these images
+        part = min(MOST_HELD_OUT, held_out * len(labels) / len(shared))  # of these images
         own = np.unique(blocks[shared], return_inverse=True)[1]
         shares = [part / num_folds] * num_folds + [1 - part]
         bins = deal_groups(tags[shared], own, shares, rng, size_weight=SIZE_WEIGHT)
-        bins = keep_every_tag_elsewhere(tags[shared], own, bins, num_folds)
+        bins = keep_every_tag_elsewhere(tags[shared], own, bins, num_valid=num_folds, num_bins=num_folds + 1)
         fold[shared] = np.where(bins < num_folds, bins, -1)
     rest = np.flatnonzero(fold < 0)
     if len(rest):
         first, inverse = _distinct(same[rest])
         together = np.column_stack([tags, combinations + tags.max() + 1])[rest[first]]
         fold[rest] = deal(together, [1 / num_folds] * num_folds, rng)[inverse]
-    return keep_every_tag_elsewhere(tags, np.unique(same, return_inverse=True)[1], fold, num_folds)
+    return keep_every_tag_elsewhere(tags, _distinct(same)[1], fold, num_valid=num_folds, num_bins=num_folds)
 
 
 def merged(groups: Ints | Text, same: Ints) -> Ints:
@@ -107,37 +111,77 @@ def needed_groups(labels: Labels, same: Ints, scheme: str, num_folds: int) -> In
     groups = merged(labels.groups, same)
     num_groups = int(groups.max()) + 1
     if num_groups < num_folds:
-        repair = f"ask for {num_groups} or fewer" if num_groups > 1 else "use scheme 'stratified'"
+        repair = f"ask for {num_groups} or fewer" if num_groups > 1 else "they cannot be held apart"
         joined = "" if num_groups == len(np.unique(labels.groups)) else " (those that share equal images count as one)"
         raise DataError(f"{num_folds} folds of {num_groups} groups{joined} leave some empty; {repair}")
     return groups
 
 
 def lone_rows(labels: Labels, same: Ints) -> npt.NDArray[np.bool_]:
-    """Return (N,) True for the only image of a class; its equals count as one image."""
+    """Return (N,) True for the only image of a class, and for its equals under whatever label."""
     alone = np.zeros(len(labels), bool)
-    for classes in labels.classes.values():
+    for head, lone in lone_classes(labels, same).items():
+        alone |= np.isin(labels.classes[head], lone)
+    return np.isin(same, same[alone])
+
+
+def lone_classes(labels: Labels, same: Ints) -> dict[str, Ints]:
+    """Return {head: classes that one image alone shows}; equal images count as one."""
+    lone = {}
+    for head, classes in labels.classes.items():
         pairs = np.unique(np.column_stack([classes, same]), axis=0)
-        alone |= (np.bincount(pairs[:, 0]) == 1)[classes]
-    return alone
+        lone[head] = np.flatnonzero(np.bincount(pairs[:, 0]) == 1)
+    return lone
 
 
-def check_lone(labels: Labels, alone: npt.NDArray[np.bool_]) -> None:
+def check_lone(labels: Labels, same: Ints) -> None:
     """Refuse images that are the only one of a class.
 
     Raises:
         DataError: With their number, and what to do.
     """
-    if not alone.any():
-        return
-    lone = []
-    for head, classes in labels.classes.items():
-        counts = np.bincount(classes[~alone], minlength=int(classes.max()) + 1)
-        lone += [f"{head} {label}" for label in np.unique(classes[alone]).tolist() if counts[label] == 0]
-    raise DataError(
-        f"{len(lone):,} class(es) have one image only ({some_of(lone)}; images {some_of(labels.ids[alone])}), which "
-        "cannot both train and validate; give --rare train to let it train in every fold, or merge these classes"
-    )
+    lone = [f"{head} {label}" for head, classes in lone_classes(labels, same).items() for label in classes.tolist()]
+    if lone:
+        images = labels.ids[lone_rows(labels, same)]
+        raise DataError(
+            f"{len(lone):,} class(es) have one image only ({some_of(lone)}; images {some_of(images)}), which "
+            "cannot both train and validate; give --rare train to let it train in every fold, or merge these classes"
+        )
+
+
+def train_rare(labels: Labels, same: Ints, fold: Ints) -> Ints:
+    """Return folds in which a class that one fold alone holds has an image that trains every fold instead."""
+    fold = fold.copy()
+    tags = one_hot_columns(labels.combinations())
+    for tag in trapped_tags(tags, fold).tolist():
+        fold[same == same[np.argmax((tags == tag).any(axis=1))]] = -1
+    return fold
+
+
+def untrained_classes(labels: Labels, fold: Ints) -> list[str]:
+    """Return the names, such as `root 3`, of classes that one fold validates and no other image trains."""
+    tags = one_hot_columns(labels.combinations())
+    names = []
+    for tag in trapped_tags(tags, fold).tolist():
+        row, column = np.argwhere(tags == tag)[0].tolist()
+        head = list(labels.classes)[column]
+        names.append(f"{head} {labels.classes[head][row]}")
+    return names
+
+
+def check_trained(labels: Labels, fold: Ints, scheme: str) -> None:
+    """Refuse folds in which a class is not trained where it validates.
+
+    Raises:
+        DataError: With the number of classes, and what to do.
+    """
+    names = untrained_classes(labels, fold)
+    if names:
+        raise DataError(
+            f"{len(names):,} class(es) cannot both train and validate in scheme {scheme!r}, such as {some_of(names)}: "
+            "they have too few images, or share them with other rare classes; give --rare train to let an image of "
+            "each train every fold, or ask for fewer folds"
+        )
 
 
 def _distinct(same: Ints) -> tuple[Ints, Ints]:

@@ -6,7 +6,7 @@ bins are from their shares is the sum over tags and bins of (found - expected)^2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,8 @@ Floats = npt.NDArray[np.float64]
 
 _TRIES = 20_000  # images or groups looked at for a swap, in one call
 _CANDIDATES = 96  # partners looked at for each
+_MOST_MOVES = 200  # of images or groups whose class would else be untrained
+_MOST_UNITS = 50  # looked at for one of them
 _GREEDY_STEPS = 20_000  # groups placed in all restarts together
 
 
@@ -114,9 +116,9 @@ def _swap_images(tags: Ints, bins: Ints, shares: Sequence[float], rng: np.random
     return bins
 
 
-def _counts(tags: Ints, bins: Ints, num_bins: int) -> Floats:
+def _counts(tags: Ints, bins: Ints, num_bins: int, num_tags: int | None = None) -> Floats:
     """Return (tags, bins): how many images of a tag lie in a bin."""
-    num_tags = int(tags.max()) + 1
+    num_tags = int(tags.max()) + 1 if num_tags is None else num_tags
     flat = np.bincount((tags * num_bins + bins[:, None]).ravel(), minlength=num_tags * num_bins)
     return flat.reshape(num_tags, num_bins).astype(np.float64)
 
@@ -224,26 +226,58 @@ class _Packing:
         return places
 
 
-def keep_every_tag_elsewhere(tags: Ints, units: Ints, bins: Ints, num_valid: int) -> Ints:
-    """Return bins in which no tag lies wholly in one validating bin, where its units can be divided.
+def keep_every_tag_elsewhere(tags: Ints, units: Ints, bins: Ints, *, num_valid: int, num_bins: int) -> Ints:
+    """Return bins in which as few tags as possible lie wholly in one validating bin.
 
     Args:
         tags: (N, heads), unique across heads.
         units: (N,) numbers of what must stay together.
-        bins: (N,) bins; those from `num_valid` on never validate.
-        num_valid: How many bins validate; with one alone, there must be another that trains.
+        bins: (N,) bins, 0 to num_bins - 1; those from `num_valid` on never validate.
+        num_valid: How many bins validate.
+        num_bins: How many bins there are.
     """
     bins = bins.copy()
-    num_bins = max(int(bins.max()) + 1, num_valid)
-    for _ in range(3):  # a move that mends one tag may break another
+    found = _counts(tags, bins, num_bins)
+    for _ in range(_MOST_MOVES):
+        trapped = np.argwhere(_is_trapped(found, num_valid))
+        if not len(trapped):
+            break
+        moves = [move for tag, place in trapped.tolist() for move in _moves(tags, units, found, tag, place, num_valid)]
+        if not moves or min(moves)[0] >= len(trapped):
+            break
+        _, _, unit, place = min(moves)
+        bins[units == unit] = place
         found = _counts(tags, bins, num_bins)
-        trapped = np.argwhere((found[:, :num_valid] > 0) & (found[:, :num_valid] == found.sum(axis=1, keepdims=True)))
-        for tag, place in trapped.tolist():
-            mine = np.unique(units[(tags == tag).any(axis=1)])
-            if len(mine) < 2:
-                continue
-            sizes = np.array([(units == unit).sum() for unit in mine.tolist()])
-            moved = units == mine[np.argmin(sizes)]
-            away = np.array([other for other in range(num_bins) if other != place])
-            bins[moved] = away[np.argmin(np.bincount(bins[bins >= 0], minlength=num_bins)[away])]
     return bins
+
+
+def trapped_tags(tags: Ints, bins: Ints) -> Ints:
+    """Return the tags that lie wholly in one bin of 0 and above; bins of -1 never validate."""
+    num_valid = int(bins.max(initial=-1)) + 1
+    if not num_valid:
+        return np.zeros(0, np.int64)
+    found = _counts(tags, np.where(bins < 0, num_valid, bins), num_valid + 1)
+    return np.flatnonzero(_is_trapped(found, num_valid).any(axis=1))
+
+
+def _is_trapped(found: Floats, num_valid: int) -> npt.NDArray[np.bool_]:
+    """Return (tags, num_valid) True where a validating bin holds all of a tag, from (tags, bins) counts."""
+    part = found[:, :num_valid]
+    return np.asarray((part > 0) & (part == found.sum(axis=1, keepdims=True)))
+
+
+def _moves(
+    tags: Ints, units: Ints, found: Floats, tag: int, place: int, num_valid: int
+) -> Iterator[tuple[int, float, int, int]]:
+    """Yield (tags trapped then, images then in that bin, unit, other bin) for moves of a tag's units out of a bin."""
+    mine = np.unique(units[(tags == tag).any(axis=1)])
+    if len(mine) < 2:
+        return
+    for unit in mine[:_MOST_UNITS].tolist():
+        counts = _counts(tags[units == unit], np.zeros(int((units == unit).sum()), np.int64), 1, len(found))[:, 0]
+        for other in range(found.shape[1]):
+            if other != place:
+                then = found.copy()
+                then[:, place] -= counts
+                then[:, other] += counts
+                yield int(_is_trapped(then, num_valid).sum()), float(then[:, other].sum()), unit, other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 
 from kaggle_kit.errors import DataError, KitError, SettingError, some_of
 from kaggle_kit.files import check_replaceable
-from kaggle_kit.folds import Folds, Ints, labels_hash
+from kaggle_kit.folds import Folds, Ints, labels_hash, unseen_rows
 from kaggle_kit.labels import Labels, read_labels
 from kaggle_kit.packing.competition import pack_train, tagged_of
 from kaggle_kit.predictions import concatenate
@@ -59,13 +60,13 @@ def train_run(
         DataError: When data, labels and folds do not fit together, or `out` is taken.
         SettingError: When `only` is no fold.
     """
-    if only is not None and not 0 <= only < folds.num_folds:
-        raise SettingError(f"`fold` is {only}; the fold file has folds 0 to {folds.num_folds - 1}")
     if not folds.num_folds:
         raise SettingError(
             f"the folds validate no image (scheme {folds.scheme!r}), so training could not choose its best epoch; "
             "make folds that validate, such as --scheme holdout"
         )
+    if only is not None and not 0 <= only < folds.num_folds:
+        raise SettingError(f"`fold` is {only}; the fold file has folds 0 to {folds.num_folds - 1}")
     _check_folder(out, overwrite=overwrite)
     check_model(config.model)
     task = resolve_stored(task, data)
@@ -74,6 +75,7 @@ def train_run(
     source = pack_train(task, data, packed, beside=beside or out.parent)
     labels, folds = _usable_rows(labels, folds, source)
     added = _added_labels(task, source)
+    folds = _with_unseen(folds, labels, added)
     _start_run(out)
     folds.save(out / "folds.parquet")
     wanted = range(folds.num_folds) if only is None else [only]
@@ -95,7 +97,7 @@ def train_run(
             )
     oof = concatenate([result.oof for result in results.values()])
     oof.save(out / "oof.npz")
-    unseen = folds.unseen[rows_of(oof.ids, folds.ids)]
+    unseen = folds.unseen[folds.rows(oof.ids)]
     run = Run(
         folder=out,
         task=task,
@@ -164,6 +166,17 @@ def _usable_rows(labels: Labels, folds: Folds, source: PackedSource) -> tuple[La
         say(f"{len(names):,} broken image(s) left out of training: {some_of(names)}; the first: {reason}")
     kept = labels.take(np.flatnonzero(~broken))
     return kept, folds.align(kept.ids)
+
+
+def _with_unseen(folds: Folds, labels: Labels, added: Labels) -> Folds:
+    """Return folds that mark as unseen what no image that really trains shows: no broken one, but added ones too."""
+    both = Labels(
+        ids=np.concatenate([labels.ids, added.ids]),
+        classes={head: np.concatenate([classes, added.classes[head]]) for head, classes in labels.classes.items()},
+    )
+    always = np.full(len(added), -1, np.int64)
+    unseen = unseen_rows(both, np.concatenate([folds.fold, always]))
+    return dataclasses.replace(folds, unseen=unseen[: len(labels)])
 
 
 def _added_labels(task: Task, source: PackedSource) -> Labels:
