@@ -72,7 +72,8 @@ def test_scores_vary_as_resampled_images_do(metric: Metric) -> None:
     shakeup = estimate_shakeup(task, TRUTH, {"a": run}, everything, public=part, private=part, draws=150)
     plain = bootstrap_heads(task, TRUTH, [run], draws=150)[:, 0] @ [2 / 3, 1 / 3]
     assert shakeup.public.mean() == pytest.approx(plain.mean(), abs=5e-3)
-    assert shakeup.public.std() == pytest.approx(plain.std(), rel=0.3)
+    both = np.sqrt(2) * plain.std()  # of the part, and as much again of cross-validation, which has as many rows
+    assert shakeup.public.std() == pytest.approx(both, rel=0.3)
     assert shakeup.cv[0] == pytest.approx(score_answers(task, TRUTH, run).total)
     assert (shakeup.public != shakeup.private).any()
 
@@ -153,15 +154,14 @@ def test_one_run_is_told_how_far_its_score_moves() -> None:
     assert shakeup.rank_change == 0 and shakeup.leads_private.tolist() == [1]
 
 
-def test_few_unseen_rows_and_few_rows_at_all_are_noted() -> None:
+def test_few_unseen_rows_are_noted() -> None:
     few = np.arange(ROWS) < 5
     big = Part(num_images=1000, unseen_share=0.5)
     shakeup = estimate_shakeup(task_of("accuracy"), TRUTH, {"a": answers(1, 1)}, few, public=big, private=big, draws=2)
-    assert len(shakeup.notes) == 2
+    assert len(shakeup.notes) == 1
     assert "only 5 out-of-fold row(s) are unseen" in shakeup.notes[0]
-    assert "the public part has 1,000 images, cross-validation 400" in shakeup.notes[1]
     assert not estimate({"a": answers(1, 1)}, draws=2).notes
-    assert format_shakeup(shakeup)[-1].startswith("note: the public part")
+    assert format_shakeup(shakeup)[-1].startswith("note: only 5 out-of-fold")
 
 
 def test_a_metric_that_sorts_draws_less_where_there_is_much_to_sort(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,3 +324,35 @@ def test_runs_that_cannot_be_compared_are_refused(toy: tuple, tmp_path: Path) ->
     ):
         with pytest.raises(DataError, match=message):
             shakeup_of_runs(runs, **PARTS)
+
+
+def test_runs_that_are_equal_in_truth_are_rarely_told_apart() -> None:
+    """Cross-validation is a sample too: of two runs of one accuracy neither is sure to lead a large private part."""
+    sure = 0
+    for seed in range(20):
+        rng = np.random.default_rng([7, seed])
+        truth = {"root": np.zeros(1000, int), "vowel": np.zeros(1000, int)}
+        runs = {name: {"root": (rng.random(1000) > 0.9).astype(int), "vowel": truth["vowel"]} for name in ("a", "b")}
+        task = dataclasses.replace(wide_task(), metric="accuracy")
+        found = estimate_shakeup(
+            task,
+            truth,
+            runs,
+            np.zeros(1000, bool),
+            public=Part(num_images=30_000, unseen_share=0),
+            private=Part(num_images=70_000, unseen_share=0),
+            draws=100,
+        )
+        sure += found.choice_leads >= 0.95
+    assert sure <= 4
+
+
+def test_equal_leaders_lead_the_public_board_too() -> None:
+    rng = np.random.default_rng(5)
+    truth = {"root": rng.integers(0, 3, 300), "vowel": rng.integers(0, 2, 300)}
+    wrong = {head: 1 - np.minimum(classes, 1) for head, classes in truth.items()}
+    good = {head: np.where(rng.random(300) < 0.9, classes, 0) for head, classes in truth.items()}
+    part = Part(num_images=200, unseen_share=0)
+    runs = {"a": good, "b": good, "c": good, "bad": wrong}
+    found = estimate_shakeup(wide_task(), truth, runs, np.zeros(300, bool), public=part, private=part, draws=50)
+    assert "which will lead the public board too" in found.sentence

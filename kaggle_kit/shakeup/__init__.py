@@ -1,8 +1,11 @@
 """Shake-up: how far a ranking of runs would move between the public and the private part of a hidden test.
 
-Parts of the wanted sizes and shares of unseen combinations are drawn, with replacement, from out-of-fold predictions,
-the same images for all runs. So the out-of-fold rows are taken for all there is: a test that differs from train in
-more than the share of unseen combinations moves further, and the noise of cross-validation itself is not in it.
+Out-of-fold rows are a sample themselves. So each draw first weighs them by chance (a Bayesian bootstrap: weights from a
+Dirichlet distribution), which stands for the hidden test that might be, and then draws a public and a private part of
+the wanted sizes and shares of unseen combinations from it, the same images for all runs. A test that differs from train
+in more than the share of unseen combinations moves further than this says.
+
+Source: Rubin, The Bayesian bootstrap (1981).
 """
 
 from __future__ import annotations
@@ -166,13 +169,13 @@ class Shakeup:
             return f"Choose any of {some_of(self.names, 9)}: they score the same in every draw, so no rank can change."
         lost, low, high = map(score_text, self.lost)
         wrong = 1 - self.leader_holds
-        agrees = self.leads_public[self.order[0]] >= 0.95
+        agrees = (self._ranks(self.public)[:, self.order[0]] == 1).mean() >= 0.95
         advice = "which will lead the public board too" if agrees else "even if another leads the public board"
         return (
             f"Choose {self.choice!r}, {advice}: it is best on private in {percent(self.choice_leads)} of draws, while "
             f"trusting the public leader is wrong in {percent(wrong)} and costs {lost} on average ({low} to {high} in "
-            f"95 % of draws); a public difference below {score_text(self.noise)} between {self.choice!r} and "
-            f"{self.rival!r} means nothing."
+            f"95 % of draws); a public lead below {score_text(self.noise)} between {self.choice!r} and "
+            f"{self.rival!r} does not tell who wins private."
         )
 
     def _sentence_of_one(self) -> str:
@@ -235,7 +238,8 @@ def estimate_shakeup(
     scores = np.empty((draws, 2, len(runs)))
     with progress_bar(draws, "shake-up", unit="draw") as bar:
         for draw in range(draws):
-            scores[draw] = [pool.score(pool.draw(part, rng)) for part in (public, private)]
+            chances = pool.weigh(rng)
+            scores[draw] = [pool.score(pool.draw(part, chances, rng)) for part in (public, private)]
             bar.update()
     empty = int(np.isnan(scores).any(axis=(1, 2)).sum())
     if empty:
@@ -271,12 +275,16 @@ class _Pool:
     measure: _Measure
     weights: Floats
 
-    def draw(self, part: Part, rng: np.random.Generator) -> Ints:
+    def weigh(self, rng: np.random.Generator) -> Floats:
+        """Return (K,) positive weights of the rows in a test that might be."""
+        return rng.standard_gamma(self.counts)
+
+    def draw(self, part: Part, chances: Floats, rng: np.random.Generator) -> Ints:
         """Return (K,) how often each row is in a part with exactly its number of unseen ones."""
         times = np.zeros(len(self.counts), np.int64)
         for rows, num in ((self.unseen, part.num_unseen), (~self.unseen, part.num_images - part.num_unseen)):
             if num:
-                times[rows] = rng.multinomial(num, self.counts[rows] / self.counts[rows].sum())
+                times[rows] = rng.multinomial(num, chances[rows] / chances[rows].sum())
         return times
 
     def score(self, times: Ints) -> Floats:
@@ -318,7 +326,7 @@ def _measure_outcomes(task: Task, cells: Ints) -> _Measure:
 def _measure_probs(task: Task, truth: Classes, runs: Sequence[Answers]) -> _Measure:
     if task.metric == "log_loss":
         losses = np.array([[row_losses(truth[head], run[head]) for head in task.heads] for run in runs])
-        return lambda times: np.asarray((losses * times).sum(axis=2) / times.sum())
+        return lambda times: np.asarray(losses @ times / times.sum())
     metric = PROBABILITY_METRICS[task.metric]
 
     def measure(times: Ints) -> Floats:
@@ -383,9 +391,4 @@ def _check_parts(unseen: Bools, public: Part, private: Part) -> list[str]:
             note = f"only {there} out-of-fold row(s) are {kind}: how runs do on {kind} combinations rests on few images"
             if wanted and there < _FEW_ROWS and note not in notes:
                 notes.append(note)
-    if len(unseen) < public.num_images:
-        notes.append(
-            f"the public part has {public.num_images:,} images, cross-validation {len(unseen):,}: it is the noisier of "
-            "the two, which this estimate does not know; trust the public board more than it says"
-        )
     return notes

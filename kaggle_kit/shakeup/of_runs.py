@@ -17,6 +17,7 @@ from kaggle_kit.tables import Text, rows_of
 def shakeup_of_runs(runs: Sequence[Run], *, public: Part, private: Part, draws: int = 300, seed: int = 0) -> Shakeup:
     """Estimate the shake-up of finished runs of one task, from their out-of-fold predictions joined by id.
 
+    Runs decide by their highest probability here, without the rules that `kaggle-kit blend` fits.
     Which combinations are unseen is read from the first run's folds; a note says so where another run had others.
     The other arguments are those of `estimate_shakeup`.
 
@@ -34,7 +35,7 @@ def shakeup_of_runs(runs: Sequence[Run], *, public: Part, private: Part, draws: 
     aligned = {name: {h: values[rows[name]] for h, values in heads.items()} for name, heads in answers.items()}
     notes += _fold_notes(runs, common)
     folds = runs[0].fold_table()
-    unseen = folds.unseen[rows_of(common, folds.ids)]
+    unseen = folds.unseen[folds.rows(common)]
     truth = runs[0].labels().align(common).classes
     shakeup = estimate_shakeup(task, truth, aligned, unseen, public=public, private=private, draws=draws, seed=seed)
     return dataclasses.replace(shakeup, notes=(*notes, *shakeup.notes))
@@ -77,11 +78,11 @@ def _common_ids(ids: Mapping[str, Text]) -> tuple[Text, list[str]]:
 def _fold_notes(runs: Sequence[Run], ids: Text) -> list[str]:
     """Say which runs were trained on other folds or labels than the first."""
     first, *others = (run.fold_table() for run in runs)
-    validated_by = first.fold[rows_of(ids, first.ids)]
+    validated_by = first.fold[first.rows(ids)]
     made = [
         f"{run.name!r} ({folds.scheme}, seed {folds.seed})"
         for run, folds in zip(runs[1:], others, strict=True)
-        if folds.data_hash != first.data_hash or (folds.fold[rows_of(ids, folds.ids)] != validated_by).any()
+        if folds.data_hash != first.data_hash or (folds.fold[folds.rows(ids)] != validated_by).any()
     ]
     if not made:
         return []
