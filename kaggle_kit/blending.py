@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from kaggle_kit.decision_fitting import FittedDecision, fit_decision
 from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
-from kaggle_kit.errors import SettingError
-from kaggle_kit.labels import Classes
+from kaggle_kit.errors import DataError, SettingError
+from kaggle_kit.folds import Folds, labels_hash
+from kaggle_kit.labels import Classes, Labels
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run
+from kaggle_kit.runtime.bundle import file_sha256
 from kaggle_kit.scores import DRAWS, SplitScore, score_split
 from kaggle_kit.shift_effect import ShiftEffect, prior_shift_effect
-from kaggle_kit.tables import rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool 
 
     Raises:
         SettingError: When no runs are given, or two have the same name or different tasks.
+        DataError: When runs were trained on different folds, or the labels have changed since.
         PredictionError: When runs predict different images.
     """
     if not runs:
@@ -63,12 +65,13 @@ def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool 
             )
     blend = equal_blend([run.name for run in runs])
     oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
-    labels, folds = runs[0].labels(), runs[0].fold_table()
-    truth, rows = labels.align(oof.ids).classes, rows_of(oof.ids, folds.ids)
+    labels, folds = _common_folds(runs)
+    truth, rows = labels.align(oof.ids).classes, folds.rows(oof.ids)
     counts = {h: np.bincount(labels.classes[h], minlength=head.num_classes) for h, head in task.heads.items()}
     scores = score_split(task, truth, oof.probs, folds.unseen[rows], draws=DRAWS)
     fitted = fit_decision(task, truth, oof.probs, folds.fold[rows], counts=counts) if fit_rules else None
-    blend = dataclasses.replace(blend, prior_shift=prior_shift, score=scores.all)
+    hashes = {run.name: file_sha256(run.oof_file) for run in runs}
+    blend = dataclasses.replace(blend, prior_shift=prior_shift, score=scores.all, oof_hashes=hashes)
     if fitted:
         blend = dataclasses.replace(blend, decision=fitted.decision, score=fitted.nested)
     return FittedBlend(
@@ -79,6 +82,25 @@ def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool 
         scores=scores,
         fitted=fitted,
     )
+
+
+def _common_folds(runs: Sequence[Run]) -> tuple[Labels, Folds]:
+    """Return the labels and folds of all runs, after checking that these are the same ones."""
+    labels, folds = runs[0].labels(), runs[0].fold_table()
+    if labels_hash(labels) != folds.data_hash:
+        raise DataError(
+            f"the labels in {runs[0].data} have changed since run {runs[0].name!r} was trained (hash "
+            f"{folds.data_hash}, now {labels_hash(labels)}); put the old label file back, or train again"
+        )
+    for run in runs[1:]:
+        other = run.fold_table()
+        same = other.data_hash == folds.data_hash and len(other.ids) == len(folds.ids)
+        if not same or (other.align(folds.ids).fold != folds.fold).any():
+            raise DataError(
+                f"runs {runs[0].name!r} and {run.name!r} were trained on different folds, so that one has trained what "
+                "the other validates; train both on one fold file"
+            )
+    return labels, folds
 
 
 def foresee_prior_shift(runs: Sequence[Run], fitted: FittedBlend) -> list[ShiftEffect]:

@@ -25,6 +25,7 @@ from kaggle_kit.progress import say
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import Bundle
 from kaggle_kit.sample import make_sample
+from kaggle_kit.sample_digits import UNSEEN_SHARE
 from kaggle_kit.scores import DRAWS, SplitScore, format_scores, score_split
 from kaggle_kit.sources import open_source, resolve_stored
 from kaggle_kit.submission import read_submission
@@ -129,9 +130,11 @@ def run_demo(out: Path, settings: DemoSettings | None = None) -> DemoResult:
             f"{len(store):,} images, {store.num_bytes / 1e6:.0f} MB; {describe_duplicates(labels, duplicates).text}"
         )
     with stages.stage("folds") as said:
-        folds = make_folds(labels, "stratified", num_folds=NUM_FOLDS, seed=0, duplicates=duplicates)
+        folds = make_folds(
+            labels, "unseen", num_folds=NUM_FOLDS, seed=0, duplicates=duplicates, unseen_share=UNSEEN_SHARE
+        )
         folds.save(out / "folds.parquet")
-        said.append(f"{folds.num_folds} stratified folds")
+        said.append(f"{folds.num_folds} folds, {folds.unseen.mean():.1%} of the images in combinations held out whole")
     runs = []
     for name in settings.models:
         with stages.stage(f"train {name}") as said:
@@ -199,7 +202,7 @@ def _oof_scores(task: Task, found: FittedBlend, run: Run) -> SplitScore:
     if found.fitted is None or found.blend.decision.is_plain:
         return found.scores
     folds = run.fold_table()
-    unseen = folds.unseen[rows_of(found.oof.ids, folds.ids)]
+    unseen = folds.unseen[folds.rows(found.oof.ids)]
     return score_split(task, found.truth, found.fitted.decided, unseen, draws=DRAWS)
 
 
@@ -236,7 +239,7 @@ def format_demo(result: DemoResult) -> str:
         f"probabilities by at most {max(p.max_abs_diff for p in parities):.1e}",
         "",
         "Where to look next:",
-        f"  {result.folder / 'runs'}: a folder a run, with history.csv and checkpoints",
+        f"  {result.folder / 'runs'}: a folder a run, with history.csv and checkpoints; `kaggle-kit runs` lists them",
         f"  {result.folder / 'bundle' / 'manifest.json'}: what the kernel gets",
         f"  {result.rehearsal.log}: what the kernel said",
         f"  {result.rehearsal.submission}: what it wrote",

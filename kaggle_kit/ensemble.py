@@ -31,6 +31,7 @@ class Blend:
         prior_shift: Whether the kernel corrects for the class shares it finds in the test, before it decides.
         score: Out of fold; where rules were fitted, each image decided by rules fitted without its fold. None where
             it was not measured.
+        oof_hashes: {run name: SHA-256 of its oof.npz} that rules and score were fitted on; empty where none were.
     """
 
     weights: dict[str, float]
@@ -38,6 +39,7 @@ class Blend:
     decision: Decision = field(default_factory=Decision)
     prior_shift: bool = False
     score: Score | None = None
+    oof_hashes: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.weights:

@@ -1,5 +1,7 @@
-"""The competition's metrics over a whole epoch; the same numbers as scikit-learn's.
+"""The competition's metrics over a whole epoch; the same numbers as scikit-learn's where it gives one.
 
+It gives none, or another, in three places: kappa of one and the same class is 0 here and NaN there; classes that never
+occur are left out of the curves' means here, and count as 0 or NaN there; and logarithms are taken in float64 here.
 Those of decided classes are functions of (..., C, C) confusion matrices, rows true classes, columns decided ones, so
 that many resamples or candidate rules are scored at once; the others are functions of probabilities.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Run:
         scores: Out-of-fold, over all trained folds at once, with 95 % intervals.
         folds: {fold: summary}.
         created: When training ended: ISO 8601, UTC.
+        id: What the ledger knows it by, drawn when it is first written: 12 hexadecimal digits.
     """
 
     folder: Path
@@ -62,6 +64,7 @@ class Run:
     scores: SplitScore
     folds: dict[int, FoldSummary]
     created: str = ""
+    id: str = ""
 
     @property
     def score(self) -> Score:
@@ -77,9 +80,14 @@ class Run:
         """Return the best checkpoint of a fold."""
         return self.folder / f"fold{fold}" / "best.safetensors"
 
+    @property
+    def oof_file(self) -> Path:
+        """The file of the out-of-fold predictions."""
+        return self.folder / "oof.npz"
+
     def oof(self) -> Predictions:
         """Return the out-of-fold predictions."""
-        return Predictions.load(self.folder / "oof.npz")
+        return Predictions.load(self.oof_file)
 
     def labels(self) -> Labels:
         """Return the labels of the data it was trained on."""
@@ -94,6 +102,7 @@ def write_run(run: Run) -> None:
     """Write `run.json`, atomically."""
     values = {
         "format": FORMAT,
+        "id": run.id or secrets.token_hex(6),
         "kit_version": kaggle_kit.__version__,
         "created": run.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "task": task_to_plain(run.task),
@@ -132,6 +141,7 @@ def read_run(folder: Path) -> Run:
             scores=build(SplitScore, values["scores"]),
             folds={int(k): build(FoldSummary, v, where=f"folds.{k}") for k, v in values["folds"].items()},
             created=values["created"],
+            id=values.get("id", ""),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, SettingError) as error:
         raise DataError(f"{path} does not read ({error}); train the run again") from None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.errors import DataError
+from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.labels import Classes
 from kaggle_kit.metrics import CLASS_METRICS, PROBABILITY_METRICS, confusion_matrix, row_losses
 from kaggle_kit.task import Metric, Task
@@ -54,8 +54,9 @@ class SplitScore:
 
     Attributes:
         all: Over all images.
-        seen: Over images whose combination of heads occurs in train; None where there are none, or it is not known.
-        unseen: Over the other images; None where there are none.
+        seen: Over images whose combination of heads occurs in train; None where there are none, it is not known, or
+            the metric has no value for them.
+        unseen: Over the other images; None likewise.
     """
 
     all: Score
@@ -75,17 +76,24 @@ def score_answers(task: Task, truth: Classes, answers: Answers, *, draws: int = 
         seed: Of the resamples.
 
     Raises:
-        DataError: When there are no rows, or the metric is of probabilities and only classes are given.
+        DataError: When there are no rows, a head is missing or does not fit, the metric has no value, or it is of
+            probabilities and only classes are given.
     """
     rows = len(next(iter(truth.values())))
     if rows == 0:
         raise DataError("there are no rows to score; give at least one image")
-    answers = _fitting(task, answers)
+    answers = _fitting(task, answers, rows)
     weights = _head_weights(task)
     heads = {
         name: metric_value(task.metric, truth[name], answers[name], head.num_classes)
         for name, head in task.heads.items()
     }
+    for head, value in heads.items():
+        if np.isnan(value):
+            raise DataError(
+                f"head {head!r}: {task.metric} has no value, for all {rows:,} images are of one class; give images of "
+                "two or more, or another metric"
+            )
     score = Score(total=float(weights @ list(heads.values())), heads=heads, rows=rows)
     if not draws:
         return score
@@ -119,7 +127,8 @@ def score_split(
     """
 
     def part(rows: npt.NDArray[np.bool_]) -> Score | None:
-        if not rows.any():
+        of_curves = task.metric in ("roc_auc", "average_precision")
+        if not rows.any() or (of_curves and any(len(np.unique(classes[rows])) < 2 for classes in truth.values())):
             return None
         return score_answers(task, _rows(truth, rows), _rows(answers, rows), draws=draws)
 
@@ -142,6 +151,8 @@ def bootstrap_heads(
 ) -> Floats:
     """Score several sets of answers to the same images on images drawn with replacement, the same ones for each.
 
+    Images are drawn one by one: where those of a group (a writer, a patient) are alike, true intervals are wider.
+
     Args:
         task: Gives the metric.
         truth: {head: (N,) class indices}.
@@ -153,10 +164,10 @@ def bootstrap_heads(
         (draws, A, heads) values of the metric.
     """
     rng = np.random.default_rng(seed)
-    fitted = [_fitting(task, answers) for answers in several]
+    num_rows = len(next(iter(truth.values())))
+    fitted = [_fitting(task, answers, num_rows) for answers in several]
     if task.metric in CLASS_METRICS:
         return _bootstrap_classes(task, truth, fitted, draws, rng)
-    num_rows = len(next(iter(truth.values())))
     if task.metric == "log_loss":
         losses = np.stack([[row_losses(truth[h], answers[h]) for h in task.heads] for answers in fitted], axis=1)
         picks = (rng.integers(num_rows, size=num_rows) for _ in range(draws))
@@ -209,17 +220,28 @@ def format_scores(scores: dict[str, SplitScore]) -> list[str]:
     return lines
 
 
-def _fitting(task: Task, answers: Answers) -> dict[str, npt.NDArray[Any]]:
-    """Return answers in the form the metric wants: decided classes, or probabilities."""
-    if task.metric in CLASS_METRICS:
-        return {head: a.argmax(axis=1) if a.ndim == 2 else a for head, a in answers.items()}
-    for head, answer in answers.items():
-        if answer.ndim != 2:
+def _fitting(task: Task, answers: Answers, rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Return answers in the form the metric wants, decided classes or probabilities, after checking that they fit."""
+    fitting = {}
+    for name, head in task.heads.items():
+        if name not in answers:
+            raise DataError(f"head {name!r} has no answers (found: {some_of(answers)}); give every head of the task")
+        answer = answers[name]
+        if len(answer) != rows or (answer.ndim == 2 and answer.shape[1] != head.num_classes) or answer.ndim > 2:
+            expected = f"({rows},) classes or ({rows}, {head.num_classes}) probabilities"
+            raise DataError(f"head {name!r}: answers have shape {answer.shape}; expected {expected}")
+        if task.metric in CLASS_METRICS and answer.ndim == 2:
+            answer = answer.argmax(axis=1)
+        elif task.metric in PROBABILITY_METRICS and answer.ndim == 1:
             raise DataError(
-                f"head {head!r}: metric {task.metric} scores probabilities, and only classes are given; "
+                f"head {name!r}: metric {task.metric} scores probabilities, and only classes are given; "
                 "score predictions, not decided classes"
             )
-    return dict(answers)
+        if answer.ndim == 1 and rows and not 0 <= answer.min() <= answer.max() < head.num_classes:
+            found = f"{answer.min()} to {answer.max()}"
+            raise DataError(f"head {name!r}: answers are {found}; expected class indices 0 to {head.num_classes - 1}")
+        fitting[name] = answer
+    return fitting
 
 
 def _rows(values: Answers, rows: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[Any]]:

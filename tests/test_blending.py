@@ -11,7 +11,7 @@ from conftest import Toy
 from kaggle_kit.blending import fit_blend, foresee_prior_shift
 from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.ensemble import equal_blend, load_blend, save_blend
-from kaggle_kit.errors import SettingError
+from kaggle_kit.errors import BundleError, SettingError
 from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.prior_shift import shift_predictions
 from kaggle_kit.runs import Run
@@ -96,6 +96,14 @@ def test_class_shares_are_estimated_from_all_images_but_broken_ones(
     assert all((found[head] == expected[head]).all() for head in expected)
     plain = Predictor(ruled_bundle, prior_shift=False, say=quiet).decide(Predicted(predictions=oof))
     assert all((plain[head] == RULES.decide(oof.probs)[head]).all() for head in expected)
+
+
+def test_a_blend_of_runs_that_were_trained_again_is_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    runs = trained[1]
+    blend = fit_blend(runs).blend
+    stale = dataclasses.replace(blend, oof_hashes={**blend.oof_hashes, runs[1].name: "0" * 64})
+    with pytest.raises(BundleError, match=f"other out-of-fold predictions of run '{runs[1].name}'"):
+        write_bundle(runs, stale, tmp_path / "bundle")
 
 
 def test_the_manifest_shows_the_rules(ruled_bundle: Path) -> None:

@@ -66,6 +66,8 @@ def test_the_commands_go_the_whole_way(
     assert set(last_json(capsys)["folds"]) == {"0", "1"}
     assert main(["folds", task_file, data, "--check", folds, "--json"]) == 0
     assert {finding["verdict"] for finding in last_json(capsys)["findings"]} <= {"ok", "note"}
+    assert main(["folds", task_file, data, "--out", folds, "--check"]) == 0
+    assert "sound" in capsys.readouterr().out
     assert main(["runs", str(out), "--json"]) == 0
     assert last_json(capsys)["runs"][0]["name"] == "a"
     assert main(["blend", runs, "--out", str(out / "blend.json"), "--prior-shift", "--json"]) == 0

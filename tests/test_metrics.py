@@ -108,3 +108,24 @@ def test_every_metric_is_of_one_kind_and_knows_its_direction() -> None:
     assert not set(CLASS_METRICS) & set(PROBABILITY_METRICS)
     assert gain("log_loss", 0.2, 0.3) == pytest.approx(0.1)
     assert gain("accuracy", 0.2, 0.3) == pytest.approx(-0.1)
+
+
+def test_log_loss_of_float32_is_clipped_at_its_own_epsilon_and_summed_in_float64() -> None:
+    truth, probs = PROBABILITY_CASES["certain and wrong"]
+    tiny = np.finfo(np.float32).eps
+    clipped = np.clip(probs.astype(np.float32), tiny, 1 - tiny).astype(np.float64)
+    expected = -np.log(clipped[np.arange(len(truth)), truth]).mean()
+    assert log_loss(truth, probs.astype(np.float32)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_where_scikit_learn_gives_no_number_ours_are_as_documented() -> None:
+    one = np.ones(6, int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert np.isnan(sk.cohen_kappa_score(one, one, labels=range(CLASSES), weights="quadratic"))
+    assert quadratic_kappa(confusion_matrix(one, one, CLASSES)) == 0.0
+    truth, probs = PROBABILITY_CASES["absent class"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        absent_as_0 = sk.average_precision_score(np.eye(CLASSES)[truth], probs, average="macro")
+    assert average_precision(truth, probs) == pytest.approx(absent_as_0 * CLASSES / len(np.unique(truth)))

@@ -49,6 +49,30 @@ def test_a_metric_of_probabilities_refuses_classes() -> None:
         score_answers(task_of("log_loss"), truth, truth)
 
 
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"root": np.zeros(10, int)}, r"head 'vowel' has no answers \(found: 'root'\)"),
+        ({"root": np.zeros(9, int), "vowel": np.zeros(10, int)}, r"head 'root': answers have shape \(9,\)"),
+        ({"root": np.full(10, 3), "vowel": np.zeros(10, int)}, "answers are 3 to 3; expected class indices 0 to 2"),
+        ({"root": np.zeros((10, 2)), "vowel": np.zeros(10, int)}, r"expected \(10,\) classes or \(10, 3\) prob"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused(answers: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        score_answers(wide_task(), noisy(10)[0], answers)
+
+
+def test_a_curve_of_one_class_is_refused_and_left_out_of_a_split() -> None:
+    truth, probs = noisy(40)
+    unseen = truth["vowel"] == 1
+    split = score_split(task_of("roc_auc"), truth, probs, unseen)
+    assert split.all.total > 0.5 and split.seen is None and split.unseen is None
+    truth["vowel"][:] = 1
+    with pytest.raises(DataError, match="head 'vowel': roc_auc has no value, for all 40 images are of one class"):
+        score_answers(task_of("roc_auc"), truth, probs)
+
+
 def test_score_split_scores_the_parts_apart() -> None:
     truth = {"root": np.array([0, 1, 2, 0]), "vowel": np.array([0, 1, 1, 0])}
     decided = {"root": np.array([0, 1, 0, 1]), "vowel": np.array([0, 1, 0, 1])}

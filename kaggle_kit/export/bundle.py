@@ -16,6 +16,7 @@ from kaggle_kit.errors import BundleError, DataError, ExportError
 from kaggle_kit.export.onnx import export_onnx, measure_parity
 from kaggle_kit.files import check_replaceable, replacing_folder
 from kaggle_kit.labels import Labels
+from kaggle_kit.metrics import gain
 from kaggle_kit.pixels import encode_png
 from kaggle_kit.predictions import Predictions, Probs, concatenate
 from kaggle_kit.progress import progress_bar
@@ -41,6 +42,7 @@ T = TypeVar("T", bound=np.generic)
 
 PARITY_ROWS = 500
 NUM_GOLDEN = 16
+SCORE_TOLERANCE = 0.01
 CHANGED_SHARE = 0.005  # of decisions; GPUs round convolutions otherwise than the CPU that exports
 
 
@@ -69,16 +71,13 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
         ExportError: When a member cannot be exported or gives other results.
     """
     task = _common_task(runs)
-    chosen = {run.name: run for run in runs}
-    absent = [name for name in blend.weights if name not in chosen]
-    if absent:
-        raise BundleError(f"the blend counts run {absent[0]!r}, which was not given; give all of {list(blend.weights)}")
-    oof = blend_predictions(blend, {name: chosen[name].oof() for name in blend.weights})
+    chosen = _blended_runs(runs, blend)
+    oof = blend_predictions(blend, {run.name: run.oof() for run in chosen})
     labels = runs[0].labels()
     with replacing_folder(out, bundle_files(out), what="bundle", error=BundleError) as folder:
-        exported = _export_members([chosen[name] for name in blend.weights], blend, folder, parity_rows)
+        exported = _export_members(chosen, blend, folder, parity_rows)
         _check_score(task, blend, exported, oof, labels)
-        _write_golden(chosen[next(iter(blend.weights))], folder, exported, labels)
+        _write_golden(chosen[0], folder, exported, labels)
         bundle = Bundle(
             folder=folder,
             task=task,
@@ -121,6 +120,21 @@ def _common_task(runs: Sequence[Run]) -> Task:
                 "a bundle holds members of one task that read the same images"
             )
     return runs[0].task
+
+
+def _blended_runs(runs: Sequence[Run], blend: Blend) -> list[Run]:
+    """Return the blend's runs in its order, after checking that it was fitted on them as they are."""
+    by_name = {run.name: run for run in runs}
+    absent = [name for name in blend.weights if name not in by_name]
+    if absent:
+        raise BundleError(f"the blend counts run {absent[0]!r}, which was not given; give all of {list(blend.weights)}")
+    for name in blend.weights:
+        if name in blend.oof_hashes and file_sha256(by_name[name].oof_file) != blend.oof_hashes[name]:
+            raise BundleError(
+                f"the blend was fitted on other out-of-fold predictions of run {name!r}: it was trained again since; "
+                "make the blend again with `kaggle-kit blend`"
+            )
+    return [by_name[name] for name in blend.weights]
 
 
 def _export_members(runs: Sequence[Run], blend: Blend, folder: Path, parity_rows: int) -> list[_Exported]:
@@ -193,11 +207,17 @@ def _check_score(task: Task, blend: Blend, exported: Sequence[_Exported], oof: P
 
 
 def _oof_score(task: Task, blend: Blend, oof: Predictions, labels: Labels) -> float:
-    """Return the score the blend was chosen by, or its score where nothing was fitted."""
-    if blend.score is not None:
-        return blend.score.total
+    """Return the score the blend was chosen by, or its score where nothing was fitted; refuse a score it has not."""
     answers = oof.probs if blend.decision.is_plain else blend.decision.decide(oof.probs)
-    return score_answers(task, labels.align(oof.ids).classes, answers).total
+    found = score_answers(task, labels.align(oof.ids).classes, answers).total
+    if blend.score is None:
+        return found
+    if gain(task.metric, blend.score.total, found) > SCORE_TOLERANCE:  # rules score higher on their own rows
+        raise BundleError(
+            f"the blend claims {task.metric} {blend.score.total:.4f} out of fold, and scores {found:.4f}; make it "
+            "again with `kaggle-kit blend`"
+        )
+    return blend.score.total
 
 
 def _write_golden(run: Run, folder: Path, exported: Sequence[_Exported], labels: Labels) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from kaggle_kit.ensemble import mean_probs
 from kaggle_kit.errors import BundleError
 from kaggle_kit.labels import Classes
+from kaggle_kit.metrics import PROBABILITY_METRICS
 from kaggle_kit.pixels import Image, read_stored
 from kaggle_kit.predictions import Predictions, Probs, concatenate
 from kaggle_kit.prior_shift import shift_predictions
@@ -172,6 +173,8 @@ def predict_submission(
     predictor = Predictor(folder, prior_shift=prior_shift, say=say)
     task = predictor.bundle.task
     rows = expected_rows(task, data)
+    if task.metric in PROBABILITY_METRICS:
+        say(f"WARNING metric {task.metric} scores probabilities, and submissions hold decided classes only so far")
     if not len(rows):
         say(f"WARNING {data / task.submission.file} asks for no rows at all; the submission will have none")
     source = open_source(task, "test", data, on_broken="blank")

@@ -192,7 +192,7 @@ def make_optimizer(
     optim = config.optim
     optimizer = create_optimizer_v2(network, opt=optim.name, lr=optim.lr, weight_decay=optim.weight_decay)
     # OneCycleLR divides by warmup x steps - 1: a warm-up of exactly one step would end in an error
-    warmup = max(optim.warmup, 1.5 / (num_steps + 1))
+    warmup = optim.warmup + (1e-6 if optim.warmup * (num_steps + 1) == 1 else 0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=optim.lr, total_steps=num_steps + 1, pct_start=warmup, cycle_momentum=False
     )
