@@ -1,8 +1,9 @@
 """The ledger: what each run scored in cross-validation (CV) and on the leaderboard; `standings` compares.
 
 DIR/ledger.jsonl lies beside the run folders. A line is a whole `Entry`: the run, and what was noted of it at that
-moment. Lines are only ever added, and for a run each noted value is taken from the newest line that has it. So the
-content is the set of lines: the ledgers of teammates merge, in any order and again and again, to the same entries.
+moment. Lines are only ever added, and for a run each noted value is taken from the newest line that gives it or takes
+it back. So the content is the set of lines: the ledgers of teammates merge, in any order and again and again, to the
+same entries.
 """
 
 from __future__ import annotations
@@ -10,79 +11,23 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import getpass
-import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from kaggle_kit.entries import Clearable, Entry, OtherVersionError, entry_of, line_of, parse_line, seconds_of
 from kaggle_kit.errors import DataError, SettingError
 from kaggle_kit.files import replacing
-from kaggle_kit.runs import Run, read_run
-from kaggle_kit.settings import build, fingerprint, plain
-from kaggle_kit.task import Metric
-from kaggle_kit.train.config import TrainConfig
+from kaggle_kit.runs import read_run
 
-Board = Literal["private", "public"]
-
-FORMAT = 1
 FILE = "ledger.jsonl"
 NOTED = ("public", "private", "note", "author")
 _LOCK_S = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A run in the ledger.
-
-    Attributes:
-        run_id: 12 hexadecimal digits of when it was trained, its settings, task and name: teammates' runs differ.
-        name: The run folder's name.
-        task: The task's name.
-        metric: Of all scores here.
-        created: When training ended: ISO 8601.
-        settings: {dotted key: plain value} of the settings that differ from the defaults; `build` takes a bool only
-            where it is named.
-        folds: Such as "stratified 5, seed 0"; "" when not known.
-        total: CV: the out-of-fold score.
-        heads: CV of each head.
-        interval: 95 % interval of `total`.
-        seen: CV on images whose combination of heads is seen in train.
-        unseen: CV on the other images.
-        public: Score on the public leaderboard.
-        private: Score on the private leaderboard.
-        note: What somebody wrote.
-        noted: When that was noted: ISO 8601 with a time zone; "" when nothing was.
-        author: Who noted it.
-    """
-
-    run_id: str
-    name: str
-    task: str
-    metric: Metric
-    created: str
-    total: float
-    heads: dict[str, float]
-    settings: dict[str, bool | object] = dataclasses.field(default_factory=dict)
-    folds: str = ""
-    interval: tuple[float, float] | None = None
-    seen: float | None = None
-    unseen: float | None = None
-    public: float | None = None
-    private: float | None = None
-    note: str = ""
-    noted: str = ""
-    author: str = ""
-
-    def __post_init__(self) -> None:
-        for board in get_args(Board):
-            value = getattr(self, board)
-            if value is not None and not math.isfinite(value):
-                raise SettingError(f"`{board}` is {value}; give the number the leaderboard shows, such as 0.9812")
-        _seconds(self.noted)
+_UPDATE = "update kaggle_kit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,17 +48,30 @@ class MergeResult:
     problems: tuple[str, ...] = ()
 
 
+def ledger_of(run_folder: Path) -> Path:
+    """Return the ledger a run is noted in: beside its folder, or beside the link by which the folder is given."""
+    return Path(os.path.abspath(run_folder)).parent / FILE  # noqa: PTH100 - Path.resolve follows the link
+
+
+def check_holds_runs(folder: Path) -> None:
+    """Refuse a folder that cannot hold run folders.
+
+    Raises:
+        DataError: When there is no such folder, or it is a run itself.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {str(folder)!r}; give the one that holds your run folders, or make it")
+    if (folder / "run.json").is_file():
+        raise DataError(f"{folder} is a run itself; give the folder that holds it: {ledger_of(folder).parent}")
+
+
 def read_runs(folder: Path) -> Listing:
     """Return every run one or two levels below a folder, and those that only its ledgers know.
 
     Raises:
         DataError: When there is no such folder, or it is a run itself.
     """
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {str(folder)!r}; give the one that holds your run folders")
-    if (folder / "run.json").is_file():
-        parent = folder.resolve().parent
-        raise DataError(f"{folder} is a run itself; list the folder that holds it: kaggle-kit runs {parent}")
+    check_holds_runs(folder)
     lines, problems = _ledgers_of(folder)
     known = {entry.run_id: entry for entry in _resolve(lines)}
     here: dict[str, Entry] = {}
@@ -130,34 +88,13 @@ def read_runs(folder: Path) -> Listing:
     return Listing(entries=(*here.values(), *known.values()), problems=tuple(problems))
 
 
-def entry_of(run: Run) -> Entry:
-    """Return a run on disk as an entry of which nothing is noted."""
-    config_hash = json.loads((run.folder / "run.json").read_text(encoding="utf-8")).get("config_hash")
-    defaults = settings_of(TrainConfig())
-    settings = {k: v for k, v in settings_of(run.config).items() if k not in defaults or v != defaults[k]}
-    return Entry(
-        # config_hash as it was written: settings that later versions add do not change who the run is
-        run_id=fingerprint([run.created, config_hash, run.task.name, run.name]),
-        name=run.name,
-        task=run.task.name,
-        metric=run.task.metric,
-        created=run.created,
-        settings=settings,
-        folds=_folds_of(run),
-        total=run.score.total,
-        heads=run.score.heads,
-        interval=run.score.interval,
-        seen=run.scores.seen.total if run.scores.seen else None,
-        unseen=run.scores.unseen.total if run.scores.unseen else None,
-    )
-
-
 def note_run(
     run_folder: Path,
     *,
     public: float | None = None,
     private: float | None = None,
     note: str | None = None,
+    clear: Sequence[Clearable] = (),
     author: str | None = None,
 ) -> Entry:
     """Note what a run scored on the leaderboard, in the ledger beside its folder.
@@ -167,37 +104,54 @@ def note_run(
         public: The public leaderboard's score; None keeps what was noted earlier.
         private: The private leaderboard's score; None keeps what was noted earlier.
         note: Free text; None keeps what was noted earlier.
-        author: Who notes it; None: as before, or the login name.
+        clear: What of the earlier is taken back, also where teammates merge it; later notes count again.
+        author: Who notes it; None: the login name.
 
     Returns:
         The entry with everything noted so far.
 
     Raises:
-        SettingError: When there is nothing to note, or a score is no finite number.
+        SettingError: When there is nothing to note, a score is no finite number, a text cannot be written as UTF-8,
+            or a value is given and cleared at once.
         DataError: When the folder holds no finished run.
     """
-    if public is None and private is None and not note:
-        raise SettingError(f"there is nothing to note of {run_folder}; give a score or a note, such as --public 0.9812")
-    line = dataclasses.replace(entry_of(read_run(run_folder)), public=public, private=private, note=note or "")
-    path = run_folder.resolve().parent / FILE
+    if public is None and private is None and not note and not clear:
+        raise SettingError(
+            f"there is nothing to note of {run_folder}; give a score or a note, such as --public 0.9812, or take one "
+            "back, such as --clear note"
+        )
+    line = dataclasses.replace(
+        entry_of(read_run(run_folder)),
+        public=public,
+        private=private,
+        note=note or "",
+        cleared=tuple(dict.fromkeys(clear)),
+        author=author or _login_name(),
+    )
+    path = ledger_of(run_folder)
     with _locked(path):
         history = [known for known in _read_lines(path)[0] if known.run_id == line.run_id]
-        last = max((_seconds(known.noted) for known in history), default=-math.inf)
-        now = datetime.datetime.now(datetime.UTC)
-        if now.timestamp() <= last:  # a clock was wrong, here or at a teammate's: what is noted last must still win
-            now = datetime.datetime.fromtimestamp(last, datetime.UTC) + datetime.timedelta(milliseconds=1)
-        author = author or next((known.author for known in _resolve(history) if known.author), _login_name())
-        line = dataclasses.replace(line, author=author, noted=now.isoformat(timespec="microseconds"))
-        _append(path, [_line(line)])
+        line = dataclasses.replace(line, noted=_moment_after(history))
+        _append(path, [line_of(line)])
     return _resolve([*history, line])[0]
+
+
+def _moment_after(history: Iterable[Entry]) -> str:
+    """Return now, or a later moment where a clock was wrong, here or at a teammate's: what is noted last must win."""
+    last = max((seconds_of(known.noted) for known in history), default=-math.inf)
+    now = datetime.datetime.now(datetime.UTC)
+    if now.timestamp() <= last:
+        now = datetime.datetime.fromtimestamp(last, datetime.UTC) + datetime.timedelta(milliseconds=1)
+    return now.isoformat(timespec="microseconds")
 
 
 def merge_ledgers(into: Path, others: Sequence[Path]) -> MergeResult:
     """Add the lines of teammates' ledger files to a ledger; where both noted a value, the later one counts.
 
     Raises:
-        DataError: When a file is absent or holds no entry.
+        DataError: When the ledger's folder is absent or a run itself, or a teammate's file is absent or holds no entry.
     """
+    check_holds_runs(into.parent)
     theirs: list[Entry] = []
     problems: list[str] = []
     for other in others:
@@ -205,15 +159,17 @@ def merge_ledgers(into: Path, others: Sequence[Path]) -> MergeResult:
             raise DataError(f"there is no ledger file {str(other)!r}; a teammate makes one with kaggle-kit runs export")
         lines, found = _read_lines(other)
         if not lines:
-            raise DataError(f"{other} holds no entry of a ledger; a teammate makes one with kaggle-kit runs export")
+            newer = [problem for problem in found if problem.endswith(_UPDATE)]
+            none = f"{other} holds no entry of a ledger; a teammate makes one with kaggle-kit runs export"
+            raise DataError(newer[0] if newer else none)
         theirs += lines
         problems += found
     with _locked(into):
         ours, found = _read_lines(into)
-        before = {entry.run_id: _line(entry) for entry in _resolve(ours)}
-        known = set(map(_line, ours))
-        _append(into, [line for line in dict.fromkeys(map(_line, theirs)) if line not in known])
-    after = {entry.run_id: _line(entry) for entry in _resolve([*ours, *theirs])}
+        before = {entry.run_id: line_of(entry) for entry in _resolve(ours)}
+        known = set(map(line_of, ours))
+        _append(into, [line for line in dict.fromkeys(map(line_of, theirs)) if line not in known])
+    after = {entry.run_id: line_of(entry) for entry in _resolve([*ours, *theirs])}
     run_ids = {entry.run_id for entry in theirs}
     added = len(run_ids - set(before))
     updated = sum(run_id in before and before[run_id] != after[run_id] for run_id in run_ids)
@@ -243,7 +199,7 @@ def write_ledger(folder: Path, path: Path, *, author: str | None = None) -> List
     author = author or _login_name()
     lines += [dataclasses.replace(entry, author=author) for entry in listing.entries if entry.run_id not in known]
     with replacing(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in dict.fromkeys(map(_line, lines))), encoding="utf-8")
+        temporary.write_text("".join(f"{line}\n" for line in dict.fromkeys(map(line_of, lines))), encoding="utf-8")
     return listing
 
 
@@ -251,34 +207,6 @@ def read_ledger(path: Path) -> Listing:
     """Read a ledger file: one entry a run, everything noted of it together; an absent file is an empty ledger."""
     lines, problems = _read_lines(path)
     return Listing(entries=tuple(_resolve(lines)), problems=tuple(problems))
-
-
-def settings_of(config: TrainConfig) -> dict[str, object]:
-    """Return {dotted key: plain value} of all settings."""
-    return dict(_flat(plain(config)))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _folds_of(run: Run) -> str:
-    """Return what the run was validated on, reading only what is needed: the ids of a large task take long."""
-    import pyarrow as pa
-    from pyarrow import compute, parquet
-
-    try:
-        table = parquet.read_table(run.folder / "folds.parquet", columns=["fold"])
-        scheme, seed = (table.schema.metadata[key].decode() for key in (b"scheme", b"seed"))
-        num_folds = compute.max(table["fold"]).as_py() + 1
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
-        return ""
-    only = f", only {' '.join(map(str, run.folds))}" if len(run.folds) < num_folds else ""
-    return f"{scheme} {num_folds}, seed {seed}{only}"
 
 
 def _ledgers_of(folder: Path) -> tuple[list[Entry], list[str]]:
@@ -295,63 +223,49 @@ def _ledgers_of(folder: Path) -> tuple[list[Entry], list[str]]:
 def _read_lines(path: Path) -> tuple[list[Entry], list[str]]:
     """Return the lines of a ledger file that can be read, and sentences on the others."""
     entries: list[Entry] = []
+    newer: dict[int, str] = {}
     damaged: dict[int, str] = {}
+    problems = []
     texts = path.read_bytes().split(b"\n") if path.is_file() else []
     for number, text in enumerate(texts, start=1):
         try:
             if text.strip():
-                entries.append(_parse(text))
+                entries.append(parse_line(text))
+        except OtherVersionError as error:
+            newer[number] = str(error)
         except (ValueError, RecursionError) as error:  # bytes that are not UTF-8 or JSON, and every KitError
-            damaged[number] = str(error)
-    problems = []
-    if damaged.pop(len(texts), None):
-        problems.append(f"{path}: line {len(texts)}, the last, was cut off and is skipped; note that run again")
+            if number == len(texts) and not isinstance(error, DataError | SettingError):
+                problems.append(f"{path}: line {number}, the last, was cut off and is skipped; note that run again")
+            else:
+                damaged[number] = str(error)
     if damaged:
-        numbers = ", ".join(map(str, list(damaged)[:5])) + (" and more" if len(damaged) > 5 else "")
-        first = next(iter(damaged.values()))
-        problems.append(f"{path}: {len(damaged)} damaged line(s) skipped: {numbers} ({first}); note those runs again")
+        problems.append(f"{path}: {_some_lines(damaged)} cannot be read and are skipped; note those runs again")
+    if newer:
+        problems.append(f"{path}: {_some_lines(newer)} of another kit version are skipped; {_UPDATE}")
     return entries, problems
 
 
-def _parse(text: bytes) -> Entry:
-    values = json.loads(text)
-    found = values.pop("format", None) if isinstance(values, dict) else None
-    if found != FORMAT:
-        raise DataError(f"format {found!r}; this version reads {FORMAT}")
-    return build(Entry, values)
-
-
-def _line(entry: Entry) -> str:
-    return json.dumps({"format": FORMAT, **plain(entry)}, ensure_ascii=False)
+def _some_lines(reasons: Mapping[int, str]) -> str:
+    """Return how many lines there are, their first numbers, and the first one's reason."""
+    numbers = ", ".join(map(str, list(reasons)[:5])) + (" and more" if len(reasons) > 5 else "")
+    return f"{len(reasons)} line(s), {numbers} ({next(iter(reasons.values()))})"
 
 
 def _resolve(lines: Iterable[Entry]) -> list[Entry]:
-    """Return one entry a run: its newest line, and each noted value from the newest line that has it."""
+    """Return one entry a run: its newest line, and each noted value from the newest line that gives or clears it."""
     histories: dict[str, list[Entry]] = {}
-    for line in sorted(lines, key=lambda line: (_seconds(line.noted), _line(line)), reverse=True):
+    for line in sorted(lines, key=lambda line: (seconds_of(line.noted), line_of(line)), reverse=True):
         histories.setdefault(line.run_id, []).append(line)
     resolved = []
     for newest_first in histories.values():
         noted: dict[str, Any] = {}
         for line in newest_first:
-            noted |= {
-                key: value for key in NOTED if key not in noted and (value := getattr(line, key)) not in (None, "")
-            }
-        resolved.append(dataclasses.replace(newest_first[0], **noted))
+            for key in NOTED:
+                value = getattr(line, key)
+                if key not in noted and (value not in (None, "") or key in line.cleared):
+                    noted[key] = value
+        resolved.append(dataclasses.replace(newest_first[0], cleared=(), **noted))
     return resolved
-
-
-def _seconds(noted: str) -> float:
-    """Return a moment as seconds since 1970; minus infinity for none."""
-    if not noted:
-        return -math.inf
-    try:
-        moment = datetime.datetime.fromisoformat(noted)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise SettingError(f"`noted` is {noted!r}; expected a date and time with its zone, 2020-03-16T23:59:00+00:00")
-    return moment.timestamp()
 
 
 @contextmanager
@@ -359,7 +273,6 @@ def _locked(path: Path) -> Iterator[None]:
     """Keep other processes from the ledger file for the length of the block."""
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}").with_suffix(".lock")
     try:
         with FileLock(lock, timeout=_LOCK_S):

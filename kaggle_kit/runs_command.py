@@ -86,7 +86,13 @@ def _add_note(add: Adder) -> None:
     note.add_argument("--public", type=float, metavar="SCORE", help="as the public leaderboard shows it, like 0.9812")
     note.add_argument("--private", type=float, metavar="SCORE", help="as the private leaderboard shows it")
     note.add_argument("--note", metavar="TEXT", help="what to remember of it, in quotes")
-    note.add_argument("--author", metavar="NAME", help="who notes it (default: as before, or the login name)")
+    note.add_argument(
+        "--clear",
+        action="append",
+        choices=("public", "private", "note"),
+        help="take back what was noted of it, for teammates who merge too; give it again for another",
+    )
+    note.add_argument("--author", metavar="NAME", help="who notes it (default: the login name)")
 
 
 def _add_sharing(add: Adder) -> None:
@@ -138,9 +144,11 @@ def _add_shakeup(add: Adder) -> None:
 
 def list_runs(options: argparse.Namespace) -> tuple[Result, int]:
     """List runs."""
+    from kaggle_kit.entries import by_task
     from kaggle_kit.files import check_output_file
     from kaggle_kit.ledger import read_runs
-    from kaggle_kit.standings import by_task, changed_settings, format_ledger, plot_ledger, trust
+    from kaggle_kit.standings import changed_settings, format_ledger, plot_ledger
+    from kaggle_kit.trust import trust
 
     if options.plot:
         check_output_file(options.plot, ".png")
@@ -167,13 +175,14 @@ def list_runs(options: argparse.Namespace) -> tuple[Result, int]:
 
 def note_run(options: argparse.Namespace) -> tuple[Result, int]:
     """Note a run's leaderboard scores."""
-    from kaggle_kit.ledger import FILE, note_run
+    from kaggle_kit.ledger import ledger_of, note_run
 
     entry = note_run(
         options.run_folder,
         public=options.public,
         private=options.private,
         note=options.note,
+        clear=options.clear or (),
         author=options.author,
     )
     scores = [
@@ -183,7 +192,7 @@ def note_run(options: argparse.Namespace) -> tuple[Result, int]:
     ]
     note = [f'"{entry.note}"'] if entry.note else []
     _show([f"{entry.name}: {', '.join([f'CV {entry.total:.4f}', *scores, *note])}"])
-    ledger = options.run_folder.resolve().parent / FILE
+    ledger = ledger_of(options.run_folder)
     _show([f"noted in {ledger}"])
     return {"ledger": ledger, "run": entry}, DONE
 
@@ -227,14 +236,14 @@ def foresee_shakeup(options: argparse.Namespace) -> tuple[Result, int]:
     if options.out:
         check_output_file(options.out, ".png")
     runs = [read_run(folder) for folder in options.runs]
-
-    def part(num_images: int, unseen: float | None) -> Part:
-        return Part(num_images=num_images, unseen_share=_unseen_share(runs[0]) if unseen is None else unseen)
-
+    shares = [options.public_unseen, options.private_unseen]
+    if None in shares:
+        share = _unseen_share(runs[0])
+        shares = [share if given is None else given for given in shares]
     shakeup = shakeup_of_runs(
         runs,
-        public=part(options.public_images, options.public_unseen),
-        private=part(options.private_images, options.private_unseen),
+        public=Part(num_images=options.public_images, unseen_share=shares[0]),
+        private=Part(num_images=options.private_images, unseen_share=shares[1]),
         draws=options.draws,
         seed=options.seed,
     )
@@ -246,9 +255,11 @@ def foresee_shakeup(options: argparse.Namespace) -> tuple[Result, int]:
 
 
 def _unseen_share(run: Run) -> float:
-    """Return the share of images that validate whose combination of heads train does not show."""
+    """Return the share of the run's out-of-fold images whose combination of heads its folds do not train."""
+    import numpy as np
+
     folds = run.fold_table()
-    return float(folds.unseen[folds.fold >= 0].mean())
+    return float(folds.unseen[np.isin(folds.fold, list(run.folds))].mean())
 
 
 def _show(lines: Iterable[str]) -> None:

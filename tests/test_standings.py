@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kaggle_kit.errors import DataError, SettingError
-from kaggle_kit.ledger import Entry
+from kaggle_kit.entries import Entry, by_task, settings_of
+from kaggle_kit.errors import DataError
 from kaggle_kit.settings import fingerprint
-from kaggle_kit.standings import by_task, changed_settings, format_ledger, plot_ledger, trust
+from kaggle_kit.standings import _defaults, changed_settings, format_ledger, make_figure, plot_ledger
+from kaggle_kit.train.config import TrainConfig
+from kaggle_kit.trust import trust
+
+DEFAULTS = settings_of(TrainConfig())
 
 
 def entry(name: str, total: float, private: float | None = None, **fields: object) -> Entry:
@@ -19,10 +24,11 @@ def entry(name: str, total: float, private: float | None = None, **fields: objec
 def test_only_settings_that_differ_are_columns_and_common_ones_stand_above() -> None:
     fields = {"folds": "stratified 5, seed 0", "heads": {"root": 0.8, "vowel": 0.9}, "interval": (0.85, 0.95)}
     entries = [
-        entry("a", 0.9, settings={"model.dropout": 0.1}, **fields),
-        entry("b", 0.91, settings={"model.dropout": 0.1, "epochs": 3}, public=0.85, note="two\nlines", **fields),
-        entry("c", 0.92, settings={"model.dropout": 0.1, "model.input_size": [64, 96]}, **fields),
+        entry("a", 0.9, settings=DEFAULTS | {"model.dropout": 0.1}, **fields),
+        entry("b", 0.91, settings=DEFAULTS | {"model.dropout": 0.1, "epochs": 3}, public=0.85, **fields),
+        entry("c", 0.92, settings=DEFAULTS | {"model.dropout": 0.1, "model.input_size": [64, 96]}, **fields),
     ]
+    entries[1] = dataclasses.replace(entries[1], note="two\nlines")
     assert changed_settings(entries) == ["epochs", "model.input_size"]
     assert [" ".join(line.split()) for line in format_ledger(entries)] == [
         "toy: 3 run(s) by macro_recall, higher is better, best CV first",
@@ -32,6 +38,30 @@ def test_only_settings_that_differ_are_columns_and_common_ones_stand_above() -> 
         'b 0.9100 0.8500 to 0.9500 0.8000 0.9000 0.8500 epochs=3; model.input_size=null; "two lines"',
         "a 0.9000 0.8500 to 0.9500 0.8000 0.9000 epochs=20; model.input_size=null",
     ]
+
+
+def test_one_run_shows_what_is_not_default() -> None:
+    table = format_ledger([entry("a", 0.9, settings=DEFAULTS | {"epochs": 3}, folds="stratified 5")])
+    assert table[-1].endswith("epochs=3; folds stratified 5") and len(table) == 3
+
+
+def test_a_setting_that_another_version_did_not_have_is_not_made_up() -> None:
+    settings = [DEFAULTS, DEFAULTS | {"epochs": 3}, {k: v for k, v in DEFAULTS.items() if k != "epochs"}]
+    entries = [entry(name, 0.9, settings=one) for name, one in zip("abc", settings, strict=True)]
+    assert changed_settings(entries) == ["epochs"]
+    assert all(line.endswith(f"epochs={n}") for line, n in zip(format_ledger(entries)[2:4], (20, 3), strict=True))
+    assert "epochs" not in format_ledger(entries)[4]
+    entries = [entry("a", 0.9, settings=DEFAULTS | {"ema": 0.99}), entry("b", 0.8, settings=DEFAULTS)]
+    assert changed_settings(entries) == ["ema"] and "all runs" not in "".join(format_ledger(entries))
+
+
+def test_defaults_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("kaggle_kit.standings.settings_of", lambda config: calls.append(config) or {"epochs": 20})
+    _defaults.cache_clear()
+    format_ledger([entry(f"r{i}", 0.9, settings={"epochs": i}) for i in range(5)])
+    _defaults.cache_clear()
+    assert len(calls) == 1
 
 
 def test_the_table_is_sorted_by_the_metric_s_direction_and_tasks_are_kept_apart() -> None:
@@ -50,45 +80,40 @@ def test_authors_are_shown_when_there_are_several_and_tell_namesakes_apart() -> 
     assert "author" not in "\n".join(format_ledger(entries[1:]))
 
 
-def test_trust_needs_three_scored_runs() -> None:
-    answer = trust([entry("a", 0.9, 0.8), entry("b", 0.8)])
-    assert answer.text.startswith("1 run(s) have a private score; note 2 more")
-    assert answer.spearman is None and answer.gap == pytest.approx(-0.1)
-    with pytest.raises(SettingError, match="of 2 tasks; give those of one"):
-        trust([entry("a", 0.9, 0.8), entry("b", 0.8, task="other")])
+def test_the_plot_shows_every_score_over_cv(tmp_path: Path) -> None:
+    entries = [entry(f"r{i}", 0.9 + i / 100, 0.8 + i / 100, public=0.85 if i % 2 else None) for i in range(4)]
+    entries[0] = dataclasses.replace(entries[0], interval=(0.85, 0.97))
+    figure = make_figure([entry("other", 0.5, 0.4, task="other"), *entries, entry("unscored", 0.9)])
+    other, axes = figure.axes
+    assert other.get_title().startswith("other: 1 run(s) have a private score")
+    assert " ".join(axes.get_title().split()) == f"toy: {trust(entries).text}"
+    assert axes.get_xlabel() == "CV: macro_recall out of fold, with 95 % interval"
+    assert axes.get_ylabel() == "leaderboard score"
+    drawn = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in axes.containers}
+    by_cv = sorted(entries, key=lambda one: -one.total)
+    assert drawn == {
+        "public score": [[one.total, one.public] for one in by_cv if one.public],
+        "private score": [[one.total, one.private] for one in by_cv],
+    }
+    private = next(bars for bars in axes.containers if bars.get_label() == "private score")
+    assert private.lines[2][0].get_segments()[-1] == pytest.approx(np.array([[0.85, 0.8], [0.97, 0.8]]))
+    assert {text.get_text() for text in axes.texts} == {"r0", "r1", "r2", "r3"}
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "private = CV -0.1000, the mean gap" in labels and any(text.startswith("score = CV") for text in labels)
 
 
-def test_trust_is_measured_and_names_what_breaks_the_order() -> None:
-    good = [entry(f"r{i}", 0.9 + i / 100, 0.8 + i / 100) for i in range(5)]
-    answer = trust(good)
-    assert answer.text.startswith("CV can be trusted: Spearman 1.00, Kendall 1.00 over 5 runs")
-    assert answer.gap == pytest.approx(-0.1) and answer.spread == pytest.approx(0, abs=1e-9)
-    assert answer.chance == pytest.approx(1 / 120)  # one order of 5!
-    broken = [*good[:4], entry("odd", 0.99, 0.1)]
-    answer = trust(broken)
-    assert answer.out_of_order == ("odd",)
-    assert "Out of order: odd (place 1 by CV, 5 on the board)" in answer.text
-    against = [entry(f"r{i}", 0.9 + i / 100, 0.8 - i / 100) for i in range(6)]
-    assert trust(against).text.startswith("CV cannot be trusted to order runs: Spearman -1.00")
-    assert trust(against[:3]).text.startswith("CV does not order these runs as the board does, but they are too few")
-    assert "too few runs" in trust(good[:3]).text
-    assert "same private score" in trust([entry(f"r{i}", i / 10, 0.5) for i in range(3)]).text
+def test_the_plot_names_the_best_and_says_how_low_is_better() -> None:
+    entries = [entry(f"r{i}", 0.3 + i / 100, 0.4 + i / 100, metric="log_loss") for i in range(20)]
+    (axes,) = make_figure(entries).axes
+    assert axes.get_xlabel().endswith("lower is better")
+    assert {text.get_text() for text in axes.texts} == {f"r{i}" for i in range(15)}
+    assert axes.get_legend().get_title().get_text() == "named: the 15 best by CV of 20"
+    heights = sorted(text.xyann[1] for text in axes.texts)
+    assert min(np.diff(heights)) > 0
 
 
-def test_places_follow_the_metric_s_direction() -> None:
-    entries = [entry(f"r{i}", 0.3 + i / 100, 0.4 + i / 100, metric="log_loss") for i in range(4)]
-    answer = trust([*entries, entry("odd", 0.2, 0.9, metric="log_loss")])
-    assert "odd (place 1 by CV, 5 on the board)" in answer.text
-
-
-@pytest.mark.parametrize("num_runs", [1, 3, 20])
-def test_the_plot_is_a_png(tmp_path: Path, num_runs: int) -> None:
-    rng = np.random.default_rng(0)
-    entries = [
-        entry(f"${i}_名", 0.9 + rng.random() / 50, 0.8 + rng.random() / 50, public=0.85 if i % 2 else None)
-        for i in range(num_runs)
-    ]
-    plot_ledger([*entries, entry("other", 0.5, 0.4, task="other"), entry("unscored", 0.9)], tmp_path / "cv.png")
+def test_the_plot_is_a_png_whatever_runs_are_called(tmp_path: Path) -> None:
+    plot_ledger([entry(f"${i}_名", 0.9 + i / 100, 0.8 + i / 100) for i in range(3)], tmp_path / "cv.png")
     assert (tmp_path / "cv.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert [path.name for path in tmp_path.iterdir()] == ["cv.png"]
 
@@ -96,3 +121,4 @@ def test_the_plot_is_a_png(tmp_path: Path, num_runs: int) -> None:
 def test_a_plot_needs_a_score(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no run has a leaderboard score to draw; note some: kaggle-kit runs note"):
         plot_ledger([entry("a", 0.9)], tmp_path / "cv.png")
+    assert list(tmp_path.iterdir()) == []
