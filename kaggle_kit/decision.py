@@ -7,7 +7,7 @@ ones. A rule adds a bias to the logarithm of each class's probability before the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ RuleName = Literal["argmax", "prior_power", "class_bias"]
 Floats = npt.NDArray[np.float64]
 
 _TINY = 1e-38  # lowest probability whose logarithm is taken; near float32's smallest normal number
-_CHUNK = 16_384  # rows decided at once, so that float64 copies stay small
+_CHUNK = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,7 @@ class HeadRule:
             )
         bias = np.array(self.log_bias)
         decided = np.empty(len(probs), np.int64)
-        for start in range(0, len(probs), _CHUNK):
-            rows = slice(start, start + _CHUNK)
+        for rows in row_chunks(len(probs)):
             decided[rows] = (log_probs(probs[rows]) + bias).argmax(axis=1)
         return decided
 
@@ -126,22 +125,9 @@ def log_probs(probs: npt.NDArray[Any]) -> Floats:
     return np.asarray(np.log(np.maximum(probs, _TINY, dtype=np.float64)))
 
 
-def decide_many(probs: npt.NDArray[Any], thresholds: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Return (N, C) True where a multi-label head says a class: its probability reaches the class's threshold.
-
-    Args:
-        probs: (N, C) in [0, 1].
-        thresholds: (C,); above 1 for a class that is never said.
-
-    Raises:
-        PredictionError: When there are not as many thresholds as classes.
-    """
-    if probs.ndim != 2 or thresholds.shape != probs.shape[1:]:
-        raise PredictionError(
-            f"probs have shape {probs.shape} and thresholds {thresholds.shape}; expected (N, C) and (C,): "
-            "decide with the thresholds that were fitted for these classes"
-        )
-    return np.asarray(probs >= thresholds)
+def row_chunks(num_rows: int) -> Iterator[slice]:
+    """Yield slices of rows to look at one after the other, so that float64 copies stay small."""
+    return (slice(start, start + _CHUNK) for start in range(0, num_rows, _CHUNK))
 
 
 def _describe_rule(rule: HeadRule) -> str:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.decision import HeadRule, log_probs
+from kaggle_kit.decision import HeadRule, log_probs, row_chunks
 from kaggle_kit.scores import metric_value
 from kaggle_kit.task import Metric
 
-ManyMetric = Literal["macro_f1", "micro_f1", "samples_f1"]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 MOST_BIAS = 3.0
 MOST_POWER = 1.5
-
-_CHUNK = 16_384  # rows decided at once, so that float64 copies stay small
 _POWERS = 31  # tried from 0 to the most: one each 0.05
 _MOST_PASSES = 5
 _TRIES = 64  # biases tried for a class; all that differ where there are fewer
-_EPSILON = 1e-12  # scores closer than this are equal
-_EDGE = 2e-3  # thresholds reach this far beyond 0 and 1: a class may be said always, or never
+EPSILON = 1e-12  # scores closer than this are equal
+_SAME = 1e-9  # biases closer than this are one: equal ones come out of logarithms a few ulp apart
 
 
 def power_fitter(
@@ -37,7 +34,8 @@ def power_fitter(
         metric: Any of `metrics.CLASS_METRICS`.
         truth: (N,) class indices.
         probs: (N, C) probabilities.
-        counts: (C,) images of each class in train; a class without any is treated as one of the usual size.
+        counts: (C,) images of each class in train; a class without any is treated as one of the usual size. They are
+            not counted again for the rows that a fit is given.
 
     Returns:
         A function of an (N,) mask of rows; of equally good powers, 0 to `MOST_POWER`, it takes the lowest.
@@ -47,8 +45,7 @@ def power_fitter(
     powers = np.linspace(0, MOST_POWER, _POWERS).round(2)
     biases = np.outer(powers, np.where(present, sizes[present].mean() - sizes, 0.0))  # (powers, C)
     decided = np.empty((_POWERS, len(probs)), np.int32)
-    for start in range(0, len(probs), _CHUNK):
-        rows = slice(start, start + _CHUNK)
+    for rows in row_chunks(len(probs)):
         logs = log_probs(probs[rows])
         for row, bias in enumerate(biases):
             decided[row, rows] = (logs + bias).argmax(axis=1)
@@ -56,7 +53,7 @@ def power_fitter(
     def fit(rows: Mask) -> HeadRule:
         own = truth[rows]
         values = np.array([metric_value(metric, own, one[rows], len(counts)) for one in decided])
-        best = int(np.argmax(values >= values.max() - _EPSILON))
+        best = int(np.argmax(values >= values.max() - EPSILON))
         return HeadRule(rule="prior_power", log_bias=tuple(biases[best].tolist()), power=float(powers[best]))
 
     return fit
@@ -103,17 +100,13 @@ class _BiasSearch:
         rival = np.where(mine, self.top[1], self.top[0])
         wins_from = np.where(mine, self.score[1], self.score[0]) - self.logs[label]  # the bias from which it wins
         rows = np.flatnonzero(np.abs(wins_from) < MOST_BIAS)
-        edges = np.unique(wins_from[rows])
-        if len(edges) >= _TRIES:
-            edges = edges[np.linspace(0, len(edges) - 1, _TRIES - 1).astype(np.int64)]
-        edges = np.concatenate([[-MOST_BIAS], edges, [MOST_BIAS]])
-        tries = (edges[1:] + edges[:-1]) / 2
+        edges, tries = _tries(np.sort(wins_from[rows]))
         base = self.top[0].copy()
         base[rows] = rival[rows]
         values = self._values(label, base, rows, rival[rows], np.searchsorted(tries, wins_from[rows]), len(tries))
-        if values.max() <= self.value + _EPSILON:
+        if values.max() <= self.value + EPSILON:
             return False
-        best = _middle_of_best(values, edges)
+        best = _middle_of_best(values, edges, tries)
         self.bias[label], self.value = tries[best], float(values[best])
         among = (self.top == label).any(axis=0)
         self._rank(np.flatnonzero(among | (self.logs[label] + tries[best] >= self.score[1])))
@@ -146,8 +139,8 @@ class _BiasSearch:
 
     def _rank(self, rows: Ints) -> None:
         """Find the best two classes of these rows again; of equal scores the lower class comes first."""
-        for start in range(0, len(rows), _CHUNK):
-            part = rows[start : start + _CHUNK]
+        for chunk in row_chunks(len(rows)):
+            part = rows[chunk]
             scores = self.logs[:, part] + self.bias[:, None]
             for place in range(2):
                 best = scores.argmax(axis=0)
@@ -156,13 +149,29 @@ class _BiasSearch:
                 scores[best, np.arange(len(part))] = -np.inf
 
 
-def _middle_of_best(values: Floats, edges: Floats) -> int:
+def _tries(wins_from: Floats) -> tuple[Floats, Floats]:
+    """Return T + 1 rising edges and T biases to try, one between two edges; no row turns at a bias that is tried.
+
+    Args:
+        wins_from: The biases from which rows turn, rising.
+    """
+    every = np.concatenate([[-MOST_BIAS], wins_from, [MOST_BIAS]])
+    gaps = np.flatnonzero(np.diff(every) > _SAME)
+    middles = (every[gaps] + every[gaps + 1]) / 2
+    if len(gaps) <= _TRIES:
+        return np.append(every[gaps], MOST_BIAS), middles
+    picked = np.linspace(1, len(gaps) - 1, _TRIES - 1).astype(np.int64)
+    edges = np.concatenate([[-MOST_BIAS], every[gaps[picked]], [MOST_BIAS]])
+    within = np.searchsorted(every[gaps], (edges[1:] + edges[:-1]) / 2, side="right") - 1
+    return edges, middles[within]
+
+
+def _middle_of_best(values: Floats, edges: Floats, tries: Floats) -> int:
     """Return the try nearest to the middle of the widest stretch of best values; try i lies in edges i to i + 1."""
-    best = np.concatenate([[0], values >= values.max() - _EPSILON, [0]]).astype(np.int8)
+    best = np.concatenate([[0], values >= values.max() - EPSILON, [0]]).astype(np.int8)
     starts, stops = np.flatnonzero(np.diff(best) > 0), np.flatnonzero(np.diff(best) < 0)
     widest = int(np.argmax(edges[stops] - edges[starts]))
     start, stop = starts[widest], stops[widest]
-    tries = (edges[1:] + edges[:-1]) / 2
     middle = (edges[start] + edges[stop]) / 2
     return int(start + np.argmin(np.abs(tries[start:stop] - middle)))
 
@@ -189,56 +198,3 @@ def _metric_of_counts(metric: Metric, hits: Floats, true: Ints, said: Floats, sq
         return np.asarray(f1 @ true / rows)
     values = hits / np.maximum(true, 1) if metric == "macro_recall" else f1
     return np.asarray(values.sum(axis=1) / (true + said > 0).sum(axis=1))
-
-
-def best_thresholds(metric: ManyMetric, truth: Mask, probs: npt.NDArray[Any]) -> Floats:
-    """Return the (C,) thresholds that serve a metric of multi-label decisions best on these rows.
-
-    Exact for macro_f1 and micro_f1, one threshold a class; samples_f1 gets the best threshold common to all classes.
-    A class that is never true goes by 0.5 under macro_f1, and is never said under micro_f1.
-
-    Args:
-        metric: As scikit-learn's `f1_score` with this average and `zero_division=0`.
-        truth: (N, C).
-        probs: (N, C) in [0, 1].
-
-    Source: for micro_f1, Dinkelbach 1967, "On nonlinear fractional programming".
-    """
-    if not truth.any():
-        return np.full(probs.shape[1], 0.5)
-    if metric == "samples_f1":
-        return np.full(probs.shape[1], _common_threshold(truth, probs))
-    orders = [np.argsort(-column, kind="stable") for column in probs.T]
-    ranked = [column[order] for column, order in zip(probs.T, orders, strict=True)]
-    hits = [np.cumsum(np.append(0, column[order])) for column, order in zip(truth.T, orders, strict=True)]  # of k said
-    said = np.arange(len(probs) + 1)
-    if metric == "macro_f1":
-        f1 = [2 * h / np.maximum(said + h[-1], 1) for h in hits]
-        return np.array([_cut(r, f)[0] if h[-1] else 0.5 for r, f, h in zip(ranked, f1, hits, strict=True)])
-    ratio, better = 0.0, True
-    while better:  # a class may say k images as long as hits are worth it
-        cuts = [_cut(r, 2 * h - ratio * said) for r, h in zip(ranked, hits, strict=True)]
-        right = sum(int(h[k]) for h, (_, k) in zip(hits, cuts, strict=True))
-        new = 2 * right / (sum(k for _, k in cuts) + int(truth.sum()))
-        ratio, better = new, new > ratio + _EPSILON
-    return np.array([threshold for threshold, _ in cuts])
-
-
-def _common_threshold(truth: Mask, probs: npt.NDArray[Any]) -> float:
-    """Return the one threshold with the best mean F1 of a row."""
-    order = np.argsort(-probs, axis=1, kind="stable")
-    hits = np.cumsum(np.take_along_axis(truth, order, axis=1), axis=1)  # (N, C): right among the k + 1 most probable
-    f1 = 2 * hits / (np.arange(1, probs.shape[1] + 1) + truth.sum(axis=1, keepdims=True))
-    gained = np.diff(f1, axis=1, prepend=0.0).ravel()
-    ranked = np.take_along_axis(probs, order, axis=1).ravel()
-    by_prob = np.argsort(-ranked, kind="stable")
-    return _cut(ranked[by_prob], np.cumsum(np.append(0.0, gained[by_prob])) / len(probs))[0]
-
-
-def _cut(ranked: npt.NDArray[Any], values: Floats) -> tuple[float, int]:
-    """Return the threshold that says the first k of (N,) falling probabilities, and k, for the best values[k]."""
-    edges = np.concatenate([[1 + _EDGE], ranked.astype(np.float64), [-_EDGE]])
-    gaps = edges[:-1] - edges[1:]  # [k]: room for the threshold; 0 between equal probabilities
-    best = (gaps > 0) & (values >= values[gaps > 0].max() - _EPSILON)
-    k = int(np.argmax(np.where(best, gaps, 0)))
-    return float(edges[k] + edges[k + 1]) / 2, k

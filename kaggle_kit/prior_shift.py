@@ -32,7 +32,7 @@ class PriorShift:
     """Class shares estimated for unlabelled images.
 
     Attributes:
-        priors: (C,) float64, summing to 1.
+        priors: (C,) float64, summing to 1; 0 for classes that train does not have.
         steps: How many steps of expectation maximisation were made.
         converged: Whether the last step moved no share by more than the tolerance.
     """
@@ -49,25 +49,31 @@ def estimate_priors(
 
     Args:
         probs: (N, C) rows summing to 1, from a model trained where `train_priors` held.
-        train_priors: (C,) shares of the classes in train, summing to 1. A class of share 0 keeps its probability as
-            given: nothing is known about how the model would treat more of it.
+        train_priors: (C,) shares of the classes in train, summing to 1. Classes of share 0 are left out, and a row
+            counts for as much as the others hold of it: nothing is known about how the model would treat more of them.
         max_steps: Give up after so many steps.
         tolerance: A step that moves no share by more ends it.
 
     Raises:
-        PredictionError: When shapes differ, there are no rows, or values are not finite or sum to something else.
+        PredictionError: When shapes differ, probabilities are not finite, or none is above 0 for a class of train, or
+            `train_priors` sum to something else.
     """
     train = _checked_shares("train_priors", train_priors, probs)
-    if not len(probs):
-        raise PredictionError("there are no probs to estimate class shares from; give at least one row")
-    values = np.asarray(probs, np.float64)
+    seen = train > 0
+    values = np.asarray(probs[:, seen], np.float64)
     if not np.isfinite(values.sum()):
-        raise PredictionError(f"probs of {len(probs):,} rows hold NaN or infinity; leave out the rows that failed")
-    priors = train
+        raise PredictionError(f"probs of {len(values):,} rows hold NaN or infinity; leave out the rows that failed")
+    values = values[values.sum(axis=1) > 0]
+    if not len(values):
+        raise PredictionError(
+            f"there are no probs to estimate class shares from ({len(probs):,} rows); give at least one row with a "
+            "probability above 0 for a class that train has"
+        )
+    masses, priors = values.sum(axis=1), train.copy()
     for step in range(1, max_steps + 1):
-        factors = _factors(train, priors)
-        evidence = np.maximum(values @ factors, np.finfo(np.float64).tiny)  # (N,)
-        new = factors * (values.T @ (1 / evidence))  # (C,) sums of the corrected probabilities
+        factors = priors[seen] / train[seen]
+        new = np.zeros_like(train)
+        new[seen] = factors * (values.T @ (masses / (values @ factors)))  # sums of the corrected probabilities
         new /= new.sum()
         moved = float(np.abs(new - priors).max())
         priors = new
@@ -83,23 +89,32 @@ def shift_probs(
 
     Args:
         probs: (N, C) rows summing to 1, from a model trained where `train_priors` held.
-        train_priors: (C,) shares of the classes in train.
+        train_priors: (C,) shares of the classes in train. A class of share 0 keeps its probability as given; the
+            others share what is left of the row.
         priors: (C,) shares of the classes among these rows.
 
     Returns:
-        (N, C) float32, rows summing to 1. A row that would vanish (all its probability on classes of share 0) stays
-        as it was.
+        (N, C) float32, rows summing to what they summed to. A row that would vanish (all that it has for classes of
+        train is on such of share 0 in `priors`) stays as it was.
 
     Raises:
         PredictionError: When shapes differ, or shares are not finite or sum to something else.
     """
-    factors = _factors(_checked_shares("train_priors", train_priors, probs), _checked_shares("priors", priors, probs))
-    shifted = probs * factors  # (N, C) float64
-    sums = shifted.sum(axis=1, keepdims=True)
-    gone = sums[:, 0] <= 0
-    np.divide(shifted, sums, out=shifted, where=sums > 0)
-    shifted[gone] = probs[gone]
-    return shifted.astype(np.float32)
+    train, priors = _checked_shares("train_priors", train_priors, probs), _checked_shares("priors", priors, probs)
+    seen = train > 0
+    values = np.asarray(probs[:, seen], np.float64)
+    weighted = values * (priors[seen] / train[seen])
+    sums = weighted.sum(axis=1)
+    usable = sums > 0
+    shifted = np.array(probs, np.float32)
+    scale = values[usable].sum(axis=1) / sums[usable]
+    shifted[np.ix_(usable, seen)] = weighted[usable] * scale[:, None]
+    return shifted
+
+
+def rows_needed(num_classes: int) -> int:
+    """Return from how many usable rows on `shift_predictions` corrects a head."""
+    return MIN_ROWS_PER_CLASS * num_classes
 
 
 def shift_predictions(
@@ -141,7 +156,7 @@ def _shift_head(
         raise PredictionError(f"skip has shape {skip.shape}; expected ({len(probs)},), one value a row")
     used = slice(None) if skip is None else ~skip
     rows, (_, num_classes) = probs[used], probs.shape
-    needed = MIN_ROWS_PER_CLASS * num_classes
+    needed = rows_needed(num_classes)
     if len(rows) < needed:
         return probs, f"class shares left as in train: {len(rows):,} usable images are fewer than {needed:,}"
     found = estimate_priors(rows, train)
@@ -153,11 +168,6 @@ def _shift_head(
         f"class shares estimated from {len(rows):,} images in {found.steps} steps; class {moved} moved most, "
         f"from {train[moved]:.4f} to {found.priors[moved]:.4f}{ending}"
     )
-
-
-def _factors(train: Floats, priors: Floats) -> Floats:
-    """Return (C,) by how much each class grew; 1 for classes that train does not have."""
-    return np.divide(priors, train, out=np.ones_like(train), where=train > 0)
 
 
 def _checked_shares(name: str, shares: npt.NDArray[Any], probs: npt.NDArray[Any]) -> Floats:

@@ -6,34 +6,35 @@ import json
 import numpy as np
 import pytest
 from conftest import wide_task
-from sklearn.metrics import f1_score
+from test_prior_shift import calibrated
 
-from kaggle_kit.decision import Decision, decide_many
-from kaggle_kit.decision_fitting import FittedDecision, _f1, fit_decision, fit_thresholds, format_decision
-from kaggle_kit.decision_search import ManyMetric, best_thresholds
+from kaggle_kit.decision import Decision
+from kaggle_kit.decision_fitting import (
+    RULES,
+    FittedDecision,
+    _bootstrap_groups,
+    _try_rules,
+    fit_decision,
+    format_decision,
+    nested_parts,
+)
 from kaggle_kit.errors import DataError, PredictionError
-from kaggle_kit.scores import score_answers
+from kaggle_kit.scores import bootstrap_heads, middle_part, score_answers
 from kaggle_kit.settings import build, plain
 from kaggle_kit.task import Metric, Task
 
 SHARES = {"root": np.array([0.85, 0.1, 0.05]), "vowel": np.array([0.9, 0.1])}
-MANY: list[ManyMetric] = ["macro_f1", "micro_f1", "samples_f1"]
 
 
 def task_of(metric: Metric = "macro_recall") -> Task:
     return dataclasses.replace(wide_task(), metric=metric)
 
 
-def skewed(rows: int, *, strength: float = 1.5, seed: int = 0) -> tuple[dict, dict]:
+def skewed(rows: int, *, seed: int = 0) -> tuple[dict, dict]:
     """Truth of unequal shares, and calibrated probabilities of it."""
     rng = np.random.default_rng(seed)
-    truth, probs = {}, {}
-    for head, shares in SHARES.items():
-        truth[head] = rng.choice(len(shares), rows, p=shares)
-        seen = rng.normal(0, 1, (rows, len(shares))) + strength * np.eye(len(shares))[truth[head]]
-        odds = shares * np.exp(strength * seen)
-        probs[head] = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
-    return truth, probs
+    made = {head: calibrated(rows, shares, train=shares, seed=rng) for head, shares in SHARES.items()}
+    return {head: truth for head, (truth, _) in made.items()}, {head: probs for head, (_, probs) in made.items()}
 
 
 def counts_of(truth: dict) -> dict:
@@ -41,7 +42,7 @@ def counts_of(truth: dict) -> dict:
 
 
 def fitted_to(
-    truth: dict, probs: dict, metric: Metric = "macro_recall", folds: int = 4, **others: int
+    truth: dict, probs: dict, metric: Metric = "macro_recall", folds: int = 4, **others: object
 ) -> FittedDecision:
     numbers = np.arange(len(truth["root"])) % folds
     return fit_decision(task_of(metric), truth, probs, numbers, counts=counts_of(truth), **{"draws": 200, **others})
@@ -106,8 +107,91 @@ def test_images_of_one_fold_are_parted_at_random() -> None:
     truth, probs = skewed(1000)
     one = fitted_to(truth, probs, folds=1)
     assert one.decision.heads["root"].rule != "argmax"
-    assert one == fitted_to(truth, probs, folds=1)
-    assert one != fitted_to(truth, probs, folds=1, seed=1)
+    fifths = nested_parts(np.zeros(1000, int), truth["root"], seed=0)
+    assert np.bincount(fifths).tolist() == [200] * 5
+    for label in range(3):
+        counts = np.bincount(fifths[truth["root"] == label], minlength=5)
+        assert counts.max() - counts.min() <= 1
+    as_folds = fit_decision(task_of(), truth, probs, fifths, counts=counts_of(truth), draws=200)
+    assert (one.decided["root"] == as_folds.decided["root"]).all()
+    assert [c.nested_gain for c in one.candidates[:2]] == [c.nested_gain for c in as_folds.candidates[:2]]
+    again, other = fitted_to(truth, probs, folds=1), fitted_to(truth, probs, folds=1, seed=1)
+    assert all((one.decided[head] == again.decided[head]).all() for head in SHARES) and one == again
+    assert [c.rule for c in one.candidates] == [c.rule for c in other.candidates]
+    assert [c.nested_gain for c in one.candidates] != [c.nested_gain for c in other.candidates]
+
+
+@pytest.mark.parametrize("metric", ["macro_recall", "quadratic_kappa"])
+def test_no_fold_s_truth_moves_the_decisions_of_that_fold(metric: Metric) -> None:
+    truth, probs = skewed(600)
+    folds, counts = np.arange(600) % 4, counts_of(truth)
+    parts = dict.fromkeys(SHARES, folds)
+    before = _try_rules(task_of(metric), truth, probs, parts, counts)
+    rng = np.random.default_rng(0)
+    for fold in range(4):
+        held = folds == fold
+        changed = {h: np.where(held, rng.integers(0, len(s), 600), truth[h]) for h, s in SHARES.items()}
+        after = _try_rules(task_of(metric), changed, probs, parts, counts)
+        for head in SHARES:
+            for rule in RULES:
+                old, new = before[head][rule], after[head][rule]
+                assert (old.nested[held] == new.nested[held]).all()
+        assert any((before[h][r].nested != after[h][r].nested).any() for h in SHARES for r in RULES)
+
+
+def noise(rows: int, *, informed: bool, seed: int) -> tuple[dict, dict]:
+    """Truth of equal shares, and probabilities no rule can help: right as they are, or of nothing."""
+    rng = np.random.default_rng(seed)
+    truth, probs = {}, {}
+    for head, values in SHARES.items():
+        even = np.full(len(values), 1 / len(values))
+        truth[head], probs[head] = calibrated(rows, even, train=even, seed=rng)
+        if not informed:
+            probs[head] = rng.dirichlet(np.ones(len(even)), rows).astype(np.float32)
+    return truth, probs
+
+
+@pytest.mark.parametrize(("informed", "most"), [(True, 0.06), (False, 0.12)])
+def test_a_rule_is_seldom_kept_where_none_can_help(informed: bool, most: float) -> None:
+    kept = []
+    for seed in range(40):
+        fitted = fitted_to(*noise(200, informed=informed, seed=seed), draws=100)
+        kept += [rule.rule != "argmax" for rule in fitted.decision.heads.values()]
+    assert len(kept) == 80 and np.mean(kept) <= most
+
+
+def test_random_fifths_keep_groups_together() -> None:
+    rng = np.random.default_rng(0)
+    writers, truth = rng.integers(100, 140, 1000), rng.integers(0, 3, 1000)
+    parts = nested_parts(np.zeros(1000, int), truth, groups=writers, seed=0)
+    assert all(len(set(parts[writers == writer])) == 1 for writer in set(writers))
+    assert [len(set(writers[parts == part])) for part in range(5)] == [8] * 5
+    alone = nested_parts(np.zeros(1000, int), truth, groups=rng.permutation(1000), seed=0)
+    assert sorted(np.bincount(alone)) == [200] * 5
+    assert (nested_parts(truth, truth, groups=writers, seed=0) == truth).all()  # folds are taken as they are
+
+
+def test_groups_are_drawn_together() -> None:
+    truth, probs = skewed(400)
+    decided = {head: values.argmax(axis=1) for head, values in probs.items()}
+    twice, decided_twice = ({h: np.tile(v, 2) for h, v in values.items()} for values in (truth, decided))
+    groups = np.tile(np.arange(400) + 7, 2)
+    (single,) = middle_part(bootstrap_heads(task_of(), truth, [decided], draws=1000)[:, 0, :1])
+    (paired,) = middle_part(_bootstrap_groups(task_of(), twice, [decided_twice], groups, 1000, 0)[:, 0, :1])
+    (naive,) = middle_part(bootstrap_heads(task_of(), twice, [decided_twice], draws=1000)[:, 0, :1])
+    assert paired == pytest.approx(single, abs=0.01)
+    assert naive[1] - naive[0] < 0.85 * (paired[1] - paired[0])
+    drawn = _bootstrap_groups(task_of(), truth, [decided, truth], np.arange(400), 20, 0)
+    assert drawn.shape == (20, 2, 2) and (drawn[:, 1] == 1).all() and len(np.unique(drawn[:, 0, 0])) > 10
+
+
+def test_copies_of_images_make_no_rule_better_than_luck() -> None:
+    rng = np.random.default_rng(3)
+    truth = {head: np.repeat(rng.integers(0, len(s), 60), 20) for head, s in SHARES.items()}
+    probs = {h: np.repeat(rng.dirichlet(np.ones(len(s)), 60), 20, axis=0) for h, s in SHARES.items()}
+    copies = np.repeat(np.arange(60), 20)
+    assert not fitted_to(truth, probs, folds=1).decision.is_plain
+    assert fitted_to(truth, probs, folds=1, groups=copies).decision.is_plain
 
 
 @pytest.mark.parametrize("metric", ["log_loss", "roc_auc", "average_precision"])
@@ -133,6 +217,15 @@ def test_a_class_that_one_fold_alone_holds_is_no_trouble() -> None:
     truth, probs = skewed(300)
     truth["root"][:] = np.where(np.arange(300) % 4 == 0, 2, 0)
     assert len(fitted_to(truth, probs).candidates) == 4
+
+
+def test_the_reason_says_what_a_rule_that_is_not_kept_does() -> None:
+    sure = {head: np.arange(300) % len(s) for head, s in SHARES.items()}
+    certain = {head: np.eye(len(s), dtype=np.float32)[sure[head]] for head, s in SHARES.items()}
+    assert {one.why for one in fitted_to(sure, certain).candidates} == {"changes nothing"}
+    assert "no: changes nothing" in format_decision(fitted_to(sure, certain))[1]
+    candidates = fitted_to(*skewed(3000)).candidates
+    assert candidates[1].why == "not beyond luck better than prior_power" and candidates[1].interval[0] > 0
 
 
 def test_the_nested_decisions_are_those_that_were_scored() -> None:
@@ -176,6 +269,8 @@ NAN = PROBS | {"root": np.where(np.arange(20)[:, None] == 7, np.nan, PROBS["root
         ({"truth": TRUTH | {"vowel": TRUTH["vowel"][:5]}}, DataError, r"truth has shape \(5,\).*expected \(20,\)"),
         ({"counts": {"root": np.zeros(3), "vowel": np.ones(2)}}, DataError, "head 'root': counts have .* sum 0"),
         ({"counts": {"root": np.ones(2), "vowel": np.ones(2)}}, DataError, r"shape \(2,\) .* expected \(3,\)"),
+        ({"groups": np.arange(5)}, DataError, r"groups have shape \(5,\) and 5 different .*; expected \(20,\)"),
+        ({"groups": np.ones(20)}, DataError, r"and 1 different number\(s\); expected .* leave `groups` out"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(changes: dict, error: type[Exception], message: str) -> None:
@@ -194,63 +289,3 @@ def test_no_rows_are_refused() -> None:
             np.arange(0),
             counts=counts_of(TRUTH),
         )
-
-
-def many(rows: int, *, low: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Multi-label truth and probabilities; `low` makes them too low by that much."""
-    rng = np.random.default_rng(seed)
-    truth = rng.random((rows, 4)) < [0.5, 0.3, 0.2, 0.1]
-    logits = rng.normal(0, 1, truth.shape) + 4 * truth - 2 - low
-    return truth, (1 / (1 + np.exp(-logits))).astype(np.float32)
-
-
-def f1_of(metric: ManyMetric, truth: np.ndarray, said: np.ndarray) -> float:
-    return float(f1_score(truth, said, average=metric.removesuffix("_f1"), zero_division=0))
-
-
-@pytest.mark.parametrize("metric", MANY)
-@pytest.mark.parametrize("rows", [300, 2500])
-def test_thresholds_are_kept_where_they_help_beyond_luck(metric: ManyMetric, rows: int) -> None:
-    truth, probs = many(rows, low=2)
-    folds = np.arange(rows) % 3
-    fitted = fit_thresholds(truth, probs, metric=metric, folds=folds, draws=200)
-    assert fitted.kept and fitted.thresholds == fitted.fitted
-    assert fitted.fitted == tuple(best_thresholds(metric, truth, probs).tolist())
-    said = np.empty_like(truth)
-    for fold in range(3):
-        others = folds != fold
-        said[~others] = decide_many(probs[~others], best_thresholds(metric, truth[others], probs[others]))
-    assert fitted.nested_gain == pytest.approx(f1_of(metric, truth, said) - f1_of(metric, truth, probs >= 0.5))
-    assert fitted.interval[0] < fitted.nested_gain < fitted.interval[1]
-    fresh, fresh_probs = many(2500, low=2, seed=1)
-    new = f1_of(metric, fresh, decide_many(fresh_probs, np.array(fitted.thresholds)))
-    assert new > f1_of(metric, fresh, fresh_probs >= 0.5) + 0.05
-
-
-@pytest.mark.parametrize("metric", MANY)
-def test_thresholds_of_good_probabilities_stay_at_a_half(metric: ManyMetric) -> None:
-    truth, probs = many(150, low=0)
-    fitted = fit_thresholds(truth, probs, metric=metric, folds=np.zeros(150, int), draws=200)
-    assert not fitted.kept and fitted.thresholds == (0.5,) * 4
-    assert fitted == fit_thresholds(truth, probs, metric=metric, folds=np.zeros(150, int), draws=200)
-
-
-def test_f1_of_sums_counts_labels_without_anything_as_0() -> None:
-    sums = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])  # hits, said, true
-    assert _f1("macro_f1", sums) == 0.5 and _f1("micro_f1", sums) == 1
-
-
-@pytest.mark.parametrize(
-    ("truth", "probs", "error", "message"),
-    [
-        (np.ones((4, 2)), np.ones((4, 2)), DataError, r"truth is float64 \(4, 2\); expected bool \(4, C\)"),
-        (np.ones((3, 2), bool), np.ones((3, 2)), DataError, r"truth is bool \(3, 2\); expected bool \(4, C\)"),
-        (np.ones((4, 2), bool), np.ones((4, 3)), PredictionError, r"probs have shape \(4, 3\); expected \(4, 2\)"),
-        (np.ones((4, 2), bool), np.full((4, 2), np.nan), PredictionError, "multi-label head: probs of 4 of 4 rows"),
-    ],
-)
-def test_thresholds_refuse_what_does_not_fit(
-    truth: np.ndarray, probs: np.ndarray, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
-        fit_thresholds(truth, probs, metric="macro_f1", folds=np.arange(4))

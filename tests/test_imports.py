@@ -19,6 +19,7 @@ LAYERS = (
         "blending",
         "decision_fitting",
         "decision_search",
+        "entries",
         "export",
         "folds",
         "ledger",
@@ -32,7 +33,9 @@ LAYERS = (
         "shakeup",
         "shift_effect",
         "standings",
+        "thresholds",
         "train",
+        "trust",
     ),
     ("runtime",),
     (

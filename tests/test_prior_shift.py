@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
-from conftest import wide_task
 
-from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.errors import PredictionError
 from kaggle_kit.prior_shift import (
     MIN_ROWS_PER_CLASS,
@@ -14,23 +10,19 @@ from kaggle_kit.prior_shift import (
     shift_predictions,
     shift_probs,
 )
-from kaggle_kit.shift_effect import format_prior_shift, prior_shift_effect
-from kaggle_kit.task import Metric, Task
 
 TRAIN = np.array([0.6, 0.3, 0.1])
 
 
-def calibrated(rows: int, shares: np.ndarray, *, train: np.ndarray = TRAIN, seed: int = 0) -> tuple:
+def calibrated(
+    rows: int, shares: np.ndarray, *, train: np.ndarray = TRAIN, seed: int | np.random.Generator = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Truth of some shares, and probabilities that are right where the classes have train's."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(len(shares), rows, p=shares)
     seen = rng.normal(0, 1, (rows, len(shares))) + 1.5 * np.eye(len(shares))[truth]
     odds = train * np.exp(1.5 * seen)
     return truth, (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def task_of(metric: Metric) -> Task:
-    return dataclasses.replace(wide_task(), metric=metric)
 
 
 def test_shares_that_did_not_shift_are_found_again() -> None:
@@ -58,15 +50,32 @@ def test_the_estimate_gives_up_after_the_steps_it_was_given() -> None:
     assert found.steps == 2 and not found.converged
 
 
-def test_a_class_that_train_lacks_keeps_its_probability() -> None:
+def test_a_class_that_train_lacks_keeps_its_probability_as_given() -> None:
     probs = np.array([[0.8, 0.2, 0.0], [0.3, 0.3, 0.4], [0.0, 0.0, 1.0]], np.float32)
     train = np.array([0.5, 0.5, 0.0])
-    assert np.isfinite(estimate_priors(probs, train).priors).all()
     shifted = shift_probs(probs, train, np.array([0.25, 0.75, 0.0]))
+    assert (shifted[:, 2] == probs[:, 2]).all()
+    assert shifted.sum(axis=1) == pytest.approx(1)
     assert shifted[0] == pytest.approx([0.4 / 0.7, 0.3 / 0.7, 0])
-    assert shifted[2].tolist() == [0, 0, 1]
+    assert shifted[1] == pytest.approx([0.6 * 0.25, 0.6 * 0.75, 0.4])
     gone = shift_probs(np.array([[1.0, 0.0]], np.float32), np.array([0.5, 0.5]), np.array([0.0, 1.0]))
     assert gone.tolist() == [[1.0, 0.0]]  # a row that would vanish
+
+
+def test_the_estimate_is_that_without_the_class_that_train_lacks() -> None:
+    _, probs = calibrated(2000, np.array([0.1, 0.2, 0.7]))
+    alone = estimate_priors(probs, TRAIN).priors
+    kept = np.random.default_rng(1).choice([0.5, 0.9], (2000, 1))
+    wider = np.hstack([probs * kept, 1 - kept]).astype(np.float32)
+    half = np.hstack([probs / 2, np.full((2000, 1), 0.5)]).astype(np.float32)
+    train = np.append(TRAIN, 0)
+    assert estimate_priors(half, train).priors == pytest.approx(np.append(alone, 0), abs=1e-5)
+    found = estimate_priors(wider, train).priors
+    assert found[3] == 0 and found[:3] == pytest.approx(alone, abs=0.05)  # rows count for what they hold of classes
+    shifted, _ = shift_predictions({"root": wider}, {"root": train})
+    assert (shifted["root"][:, 3] == wider[:, 3]).all() and (shifted["root"] != wider).any()
+    strange = np.vstack([half, [[0, 0, 0, 1]]]).astype(np.float32)
+    assert (estimate_priors(strange, train).priors == estimate_priors(half, train).priors).all()
 
 
 def test_heads_with_too_few_rows_stay_as_they_are_and_it_is_said() -> None:
@@ -100,7 +109,8 @@ def test_skipped_rows_are_neither_counted_nor_changed() -> None:
         (np.ones((9, 2)), [1.5, -0.5], r"\(lowest -0.5000\), not 1"),
         (np.ones((9, 2)), [np.nan, 0.5], "sum to nan"),
         (np.full((9, 2), np.nan), [0.5, 0.5], "probs of 9 rows hold NaN"),
-        (np.ones((0, 2)), [0.5, 0.5], "there are no probs"),
+        (np.ones((0, 2)), [0.5, 0.5], r"there are no probs to estimate class shares from \(0 rows\)"),
+        (np.array([[0.0, 1.0]]), [1.0, 0.0], r"\(1 rows\); give at least one row with a probability above 0"),
     ],
 )
 def test_what_cannot_be_estimated_is_refused(probs: np.ndarray, train: list, message: str) -> None:
@@ -116,36 +126,3 @@ def test_errors_name_the_head() -> None:
         shift_predictions({"root": probs}, {"root": TRAIN * 10})
     with pytest.raises(PredictionError, match=r"head 'root': skip has shape \(3,\); expected \(100,\)"):
         shift_predictions({"root": probs}, {"root": TRAIN}, skip=np.zeros(3, bool))
-
-
-def two_heads(rows: int) -> tuple[dict, dict, dict]:
-    train = {"root": TRAIN, "vowel": np.array([0.8, 0.2])}
-    made = {h: calibrated(rows, s, train=s, seed=i) for i, (h, s) in enumerate(train.items())}
-    return {h: m[0] for h, m in made.items()}, {h: m[1] for h, m in made.items()}, train
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "log_loss"])
-def test_the_effect_is_a_gain_where_shares_differ_and_none_where_they_do_not(metric: Metric) -> None:
-    truth, probs, train = two_heads(3000)
-    effects = prior_shift_effect(task_of(metric), truth, probs, train, Decision(), draws=4, seed=1)
-    assert [(one.shares, one.head) for one in effects[:4]] == [
-        ("as they are", "root"),
-        ("as they are", "vowel"),
-        ("as they are", "total"),
-        ("equal", "root"),
-    ]
-    gains = {(one.shares, one.head): one.gain for one in effects}
-    assert abs(gains["as they are", "total"]) < 0.005 < 0.02 < gains["equal", "total"]
-    lines = format_prior_shift(metric, effects)
-    assert len(lines) == 1 + 9 + 1 and "only if you expect the test's to be equal" in lines[-1]
-    again = prior_shift_effect(task_of(metric), truth, probs, train, Decision(), draws=4, seed=1)
-    assert again == effects
-
-
-def test_a_rule_that_evens_classes_out_leaves_nothing_to_gain() -> None:
-    truth, probs, train = two_heads(3000)
-    rules = {
-        head: HeadRule(rule="prior_power", log_bias=tuple(-np.log(shares)), power=1.0) for head, shares in train.items()
-    }
-    effects = prior_shift_effect(task_of("macro_recall"), truth, probs, train, Decision(heads=rules), draws=4)
-    assert format_prior_shift("macro_recall", effects)[-1].startswith("do not correct for class shares: macro_recall")
