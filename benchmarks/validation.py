@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 from real_data import PLANS, make_competition
 
-from kaggle_kit.blending import group_numbers
 from kaggle_kit.decision import Decision
 from kaggle_kit.decision_fitting import FittedDecision, fit_decision
 from kaggle_kit.ensemble import mean_probs
@@ -328,7 +327,7 @@ def fit_rules(tested: Tested) -> tuple[FittedDecision, dict[tuple[str, str], tup
     oof, folds, labels = run.oof(), run.fold_table(), run.labels()
     counts = {h: np.bincount(labels.classes[h], minlength=head.num_classes) for h, head in task.heads.items()}
     own = labels.align(oof.ids)
-    fold, groups = folds.fold[folds.rows(oof.ids)], group_numbers(own)
+    fold, groups = folds.fold[folds.rows(oof.ids)], own.group_numbers()
     fitted = fit_decision(task, own.classes, oof.probs, fold, counts=counts, groups=groups)
     plain = Decision.argmax(task.heads).decide(tested.blend)
     rules = {(each.head, each.rule.rule): each.rule for each in fitted.candidates}

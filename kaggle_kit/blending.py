@@ -68,10 +68,10 @@ def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool 
     labels, folds = _common_folds(runs)
     truth, rows = labels.align(oof.ids).classes, folds.rows(oof.ids)
     counts = {h: np.bincount(labels.classes[h], minlength=head.num_classes) for h, head in task.heads.items()}
-    scores = score_split(task, truth, oof.probs, folds.unseen[rows], draws=DRAWS)
+    groups = labels.align(oof.ids).group_numbers()
+    scores = score_split(task, truth, oof.probs, folds.unseen[rows], draws=DRAWS, groups=groups)
     fitted = None
     if fit_rules:
-        groups = group_numbers(labels.align(oof.ids))
         fitted = fit_decision(task, truth, oof.probs, folds.fold[rows], counts=counts, groups=groups)
     hashes = {run.name: file_sha256(run.oof_file) for run in runs}
     blend = dataclasses.replace(blend, prior_shift=prior_shift, score=scores.all, oof_hashes=hashes)
@@ -85,11 +85,6 @@ def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool 
         scores=scores,
         fitted=fitted,
     )
-
-
-def group_numbers(labels: Labels) -> npt.NDArray[np.int64] | None:
-    """Return (N,) numbers, equal for images of one group; None where the task names no groups."""
-    return None if labels.groups is None else np.unique(labels.groups, return_inverse=True)[1].ravel()
 
 
 def _common_folds(runs: Sequence[Run]) -> tuple[Labels, Folds]:

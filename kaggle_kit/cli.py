@@ -122,13 +122,12 @@ def _add_data(add: Adder) -> None:
     folds.add_argument(
         "--scheme",
         choices=SCHEMES,
-        default="stratified",
         help="stratified: every class of every head in like shares; "
         "grouped: no group (the task's `groups`: a writer, a patient) in two folds; "
         "stratified-grouped: both, as well as can be; "
         "unseen: each fold holds out whole combinations of heads, for a test that shows new ones; "
         "leave-one-group-out: a fold a group; holdout: one part validates, once; "
-        "everything: all train, none validates (default: %(default)s)",
+        "everything: all train, none validates (default: stratified; with --check: as the file says)",
     )
     folds.add_argument(
         "--valid-share",
@@ -158,7 +157,7 @@ def _add_data(add: Adder) -> None:
         const=True,
         metavar="FILE",
         help="write no folds; check this file (or --out), parquet or CSV of ids and `fold`; exit code 1: leaks; "
-        "packs the images beside it where no store is, unless --labels-only is given",
+        "equal images are looked up in the packed store beside it, here or in --packed",
     )
     folds.add_argument(
         "--packed",
@@ -241,9 +240,11 @@ def _add_training(add: Adder) -> None:
     )
     blend.add_argument(
         "--prior-shift",
-        action="store_true",
+        choices=("auto", "always"),
+        nargs="?",
+        const="auto",
         help="let the kernel estimate the test's class shares and correct for them (EM, Saerens 2002); shows what that "
-        "does to out-of-fold images of several class shares",
+        "does to out-of-fold images of several class shares, and leaves it out where it helps nowhere, unless `always`",
     )
 
 

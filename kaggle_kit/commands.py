@@ -73,7 +73,9 @@ def _check_folds(options: argparse.Namespace, labels: Labels, path: Path, id_col
     from kaggle_kit.folds.check import check_folds, format_findings, read_fold_file
 
     file = read_fold_file(path, id_column=id_column)
-    equal, _ = _equal_images(options, labels, path.parent)
+    if options.scheme and not file.scheme:
+        file = dataclasses.replace(file, scheme=options.scheme)
+    equal = _packed_equal_images(options, labels, path.parent)
     findings = check_folds(labels, file, duplicates=equal)
     print("\n".join(format_findings(findings)))
     failed = [finding for finding in findings if finding.verdict in ("LEAK", "WRONG")]
@@ -84,22 +86,20 @@ def _check_folds(options: argparse.Namespace, labels: Labels, path: Path, id_col
 
 def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, int]:
     from kaggle_kit.files import check_output_file
-    from kaggle_kit.folds import describe_duplicates, make_folds
+    from kaggle_kit.folds import FoldPlan, describe_duplicates, make_folds
     from kaggle_kit.folds.check import check_made, format_findings
 
     check_output_file(options.out, ".parquet", outside=options.data)
-    equal, broken = _equal_images(options, labels, options.out.parent)
-    made = make_folds(
-        labels,
-        options.scheme,
+    plan = FoldPlan(
+        scheme=options.scheme or "stratified",
         num_folds=options.n,
         seed=options.seed,
-        duplicates=equal,
         valid_share=options.valid_share,
         unseen_share=options.unseen_share,
         rare=options.rare,
-        leave_out=broken,
     )
+    equal, broken = _equal_images(options, labels, options.out.parent)
+    made = make_folds(labels, **dataclasses.asdict(plan), duplicates=equal, leave_out=broken)
     findings = check_made(labels, made, duplicates=equal)
     made.save(options.out)
     duplicates = None if equal is None else describe_duplicates(labels, equal)
@@ -108,9 +108,9 @@ def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, in
     if duplicates and duplicates.num_images:
         print(duplicates.text)
     reached = float(made.unseen[made.fold >= 0].mean()) if made.num_folds else 0.0
-    if options.scheme == "unseen" and abs(reached - options.unseen_share) > SHARE_TOLERANCE:
+    if plan.scheme == "unseen" and abs(reached - options.unseen_share) > SHARE_TOLERANCE:
         print(
-            f"WARNING {reached:.1%} of the validating images show unseen combinations, not {options.unseen_share:.1%}: "
+            f"WARNING {reached:.1%} of the validating images show unseen combinations, not {plan.unseen_share:.1%}: "
             "combinations are held out whole, and those of one image are unseen anyway; try another --n or share"
         )
     return {
@@ -121,6 +121,25 @@ def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, in
         "data_hash": made.data_hash,
         "findings": findings,
     }, DONE
+
+
+def _packed_equal_images(options: argparse.Namespace, labels: Labels, beside: Path) -> Ints | None:
+    """Return (N,) numbers, equal for equal images, from a store that is there; None where there is none to look at."""
+    from pathlib import Path
+
+    from kaggle_kit.packing.competition import find_train_store
+    from kaggle_kit.sources import resolve_stored
+    from kaggle_kit.tables import rows_of
+    from kaggle_kit.task import read_task
+
+    if options.labels_only:
+        return None
+    task = resolve_stored(read_task(options.task), options.data)
+    store = find_train_store(task, options.data, options.packed, [beside, Path(), options.data.parent])
+    if store is None:
+        print("no packed store of these images lies beside the fold file or here; give --packed DIR to look at images")
+        return None
+    return store.duplicate_groups()[rows_of(labels.ids, store.ids)]
 
 
 def _equal_images(
@@ -255,33 +274,42 @@ def blend(options: argparse.Namespace) -> tuple[Result, int]:
     from kaggle_kit.metrics import gain
     from kaggle_kit.runs import read_run
     from kaggle_kit.scores import format_scores
-    from kaggle_kit.shift_effect import format_prior_shift
+    from kaggle_kit.shift_effect import correction_helps, format_prior_shift
 
     check_output_file(options.out, ".json")
     runs = [read_run(folder) for folder in options.runs]
-    found = fit_blend(runs, fit_rules=options.decision == "auto", prior_shift=options.prior_shift)
+    found = fit_blend(runs, fit_rules=options.decision == "auto", prior_shift=options.prior_shift is not None)
+    chosen = found.blend
     metric, total = runs[0].task.metric, found.scores.all.total
     for run in runs:
         print(f"{run.name}: out-of-fold {run.score}, weight {found.blend.weights[run.name]:.3f}")
     print("\n".join(format_scores({"blend": found.scores})))
     for run in runs:
         if gain(metric, run.score.total, total) > 0 and len(runs) > 1:
-            print(f"WARNING the blend scores below {run.name} alone ({run.score.total:.4f}); leave weak runs out")
+            alone = f"{run.name} alone ({run.score.total:.4f})"
+            print(f"WARNING by the highest probability the blend scores below {alone}; try it without the weakest run")
     if found.fitted:
         print("\n".join(format_decision(found.fitted)))
     effects = foresee_prior_shift(runs, found) if options.prior_shift else []
     if effects:
         print("\n".join(format_prior_shift(metric, effects)))
-    save_blend(found.blend, options.out)
-    assert found.blend.score is not None
-    print(f"{options.out}: mean of {len(runs)} run(s), out-of-fold {found.blend.score.total:.4f}")
+        if options.prior_shift == "auto" and not correction_helps(effects):
+            chosen = dataclasses.replace(chosen, prior_shift=False)
+            print(f"{options.out} does not correct for class shares; --prior-shift always would")
+    save_blend(chosen, options.out)
+    assert chosen.score is not None
+    shift = (
+        "; the kernel corrects for the test's class shares, which this score is without" if chosen.prior_shift else ""
+    )
+    print(f"{options.out}: mean of {len(runs)} run(s), out-of-fold {chosen.score.total:.4f}{shift}")
     return {
         "out": options.out,
-        "weights": found.blend.weights,
-        "score": found.blend.score,
+        "weights": chosen.weights,
+        "score": chosen.score,
         "scores": found.scores,
         "candidates": found.fitted.candidates if found.fitted else (),
-        "prior_shift": effects,
+        "prior_shift": chosen.prior_shift,
+        "prior_shift_effects": effects,
     }, DONE
 
 
@@ -314,7 +342,9 @@ def bundle(options: argparse.Namespace) -> tuple[Result, int]:
     chosen = load_blend(options.blend) if options.blend else equal_blend([run.name for run in runs])
     written = write_bundle(runs, chosen, options.out)
     _print_members(written.members)
-    print(f"{options.out}: {len(written.members)} member(s), out-of-fold {written.oof_score:.4f}")
+    rules = "" if written.decision.is_plain else ", with fitted decision rules"
+    shift = ", and corrects for the test's class shares, which that score is without" if written.prior_shift else ""
+    print(f"{options.out}: {len(written.members)} member(s), out-of-fold {written.oof_score:.4f}{rules}{shift}")
     return {"out": options.out, "members": written.members, "oof_score": written.oof_score}, DONE
 
 

@@ -23,7 +23,7 @@ from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.decision_search import Floats, Ints, Mask, bias_fitter, power_fitter
 from kaggle_kit.errors import DataError, PredictionError
 from kaggle_kit.labels import Classes
-from kaggle_kit.metrics import CLASS_METRICS, PROBABILITY_METRICS
+from kaggle_kit.metrics import PROBABILITY_METRICS
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.scores import DRAWS, Answers, Score, bootstrap_heads, metric_value, middle_part, score_answers
 from kaggle_kit.task import Metric, Task
@@ -137,10 +137,7 @@ def fit_decision(
     parts = {name: nested_parts(folds, truth[name], groups=groups, seed=seed) for name in task.heads}
     trials = _try_rules(task, truth, probs, parts, counts)
     answers = [plain, *(plain | {head: tried[rule].nested for head, tried in trials.items()} for rule in RULES)]
-    if groups is None:
-        drawn = bootstrap_heads(task, truth, answers, draws=draws, seed=seed)  # (draws, 1 + rules, heads)
-    else:
-        drawn = _bootstrap_groups(task, truth, answers, groups, draws, seed)
+    drawn = bootstrap_heads(task, truth, answers, draws=draws, seed=seed, groups=groups)  # (draws, 1 + rules, heads)
     return _choose(task, truth, trials, answers, drawn)
 
 
@@ -224,26 +221,6 @@ def nested_parts(folds: Ints, truth: Ints, *, groups: Ints | None = None, seed: 
     return parts[group]
 
 
-def _bootstrap_groups(
-    task: Task, truth: Classes, several: list[Classes], groups: Ints, draws: int, seed: int
-) -> Floats:
-    """Score decisions as `scores.bootstrap_heads` does, but draw whole groups of images with replacement."""
-    heads = list(task.heads.values())
-    cells = [truth[head.name] * head.num_classes + answers[head.name] for answers in several for head in heads]
-    outcomes, outcome = np.unique(np.stack(cells, axis=1), axis=0, return_inverse=True)
-    names, group = np.unique(groups, return_inverse=True)
-    rng, metric = np.random.default_rng(seed), CLASS_METRICS[task.metric]
-    values = np.empty((draws, len(cells)))
-    for draw in range(draws):
-        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))
-        weights = np.bincount(outcome.ravel(), times[group])  # how often each outcome was drawn
-        for column in range(len(cells)):
-            size = heads[column % len(heads)].num_classes
-            matrix = np.bincount(outcomes[:, column], weights, minlength=size**2)
-            values[draw, column] = metric(matrix.reshape(size, size))
-    return values.reshape(draws, len(several), len(heads))
-
-
 def _choose(task: Task, truth: Classes, trials: Trials, answers: list[Classes], drawn: Floats) -> FittedDecision:
     """Return the decision that (draws, 1 + rules, heads) resampled scores of the answers speak for."""
     candidates, picks = [], []
@@ -305,7 +282,7 @@ def _why(trial: _Trial, column: int, picked: int, interval: Interval) -> str:
         return "better beyond luck"
     if interval[0] > 0:
         other = RULES[picked - 1]
-        return f"not beyond luck better than {other}" if picked < column else f"{other} is better beyond luck"
+        return f"{other} is simpler, and as good within luck" if picked < column else f"{other} is better beyond luck"
     if (trial.own == trial.plain).all() and (trial.nested == trial.plain).all():
         return "changes nothing"
     return "worse" if interval[1] < 0 else "may be luck"

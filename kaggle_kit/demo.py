@@ -203,7 +203,8 @@ def _oof_scores(task: Task, found: FittedBlend, run: Run) -> SplitScore:
         return found.scores
     folds = run.fold_table()
     unseen = folds.unseen[folds.rows(found.oof.ids)]
-    return score_split(task, found.truth, found.fitted.decided, unseen, draws=DRAWS)
+    groups = run.labels().align(found.oof.ids).group_numbers()
+    return score_split(task, found.truth, found.fitted.decided, unseen, draws=DRAWS, groups=groups)
 
 
 def _compare_with_torch(task: Task, runs: list[Run], blend: Blend, hidden: Path, submission: Path) -> tuple[int, int]:

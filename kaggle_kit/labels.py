@@ -65,6 +65,10 @@ class Labels:
             )
         return self.take(rows)
 
+    def group_numbers(self) -> npt.NDArray[np.int64] | None:
+        """Return (N,) numbers, equal for images of one group; None where the task names no groups."""
+        return None if self.groups is None else np.unique(self.groups, return_inverse=True)[1].ravel().astype(np.int64)
+
     def combinations(self) -> npt.NDArray[np.int64]:
         """Return (N, heads) class indices, one column a head."""
         return np.stack(list(self.classes.values()), axis=1)

@@ -43,7 +43,7 @@ class PriorShift:
 
 
 def estimate_priors(
-    probs: npt.NDArray[Any], train_priors: npt.NDArray[Any], *, max_steps: int = 100, tolerance: float = 1e-6
+    probs: npt.NDArray[Any], train_priors: npt.NDArray[Any], *, max_steps: int = 300, tolerance: float = 1e-6
 ) -> PriorShift:
     """Estimate the class shares among unlabelled images by expectation maximisation.
 
@@ -160,13 +160,14 @@ def _shift_head(
     if len(rows) < needed:
         return probs, f"class shares left as in train: {len(rows):,} usable images are fewer than {needed:,}"
     found = estimate_priors(rows, train)
+    if not found.converged:
+        return probs, f"class shares left as in train: the estimate had not settled after {found.steps} steps"
     shifted = probs.copy()
     shifted[used] = shift_probs(rows, train, found.priors)
     moved = int(np.abs(found.priors - train).argmax())
-    ending = "" if found.converged else "; the estimate had not settled by then"
     return shifted, (
         f"class shares estimated from {len(rows):,} images in {found.steps} steps; class {moved} moved most, "
-        f"from {train[moved]:.4f} to {found.priors[moved]:.4f}{ending}"
+        f"from {train[moved]:.4f} to {found.priors[moved]:.4f}"
     )
 
 

@@ -64,7 +64,15 @@ class SplitScore:
     unseen: Score | None = None
 
 
-def score_answers(task: Task, truth: Classes, answers: Answers, *, draws: int = 0, seed: int = 0) -> Score:
+def score_answers(
+    task: Task,
+    truth: Classes,
+    answers: Answers,
+    *,
+    draws: int = 0,
+    seed: int = 0,
+    groups: npt.NDArray[np.int64] | None = None,
+) -> Score:
     """Score answers against the truth.
 
     Args:
@@ -74,6 +82,7 @@ def score_answers(task: Task, truth: Classes, answers: Answers, *, draws: int = 
             is of decided classes, the highest probability decides.
         draws: Resamples of the images for the 95 % intervals; 0 for no intervals.
         seed: Of the resamples.
+        groups: (N,) numbers, equal for images of one group, which are resampled together; None: one by one.
 
     Raises:
         DataError: When there are no rows, a head is missing or does not fit, the metric has no value, or it is of
@@ -97,7 +106,7 @@ def score_answers(task: Task, truth: Classes, answers: Answers, *, draws: int = 
     score = Score(total=float(weights @ list(heads.values())), heads=heads, rows=rows)
     if not draws:
         return score
-    resampled = bootstrap_heads(task, truth, [answers], draws=draws, seed=seed)[:, 0]  # (draws, heads)
+    resampled = bootstrap_heads(task, truth, [answers], draws=draws, seed=seed, groups=groups)[:, 0]  # (draws, heads)
     low_high = middle_part(np.column_stack([resampled, resampled @ weights]))
     return Score(
         total=score.total,
@@ -115,6 +124,7 @@ def score_split(
     unseen: npt.NDArray[np.bool_] | None,
     *,
     draws: int = 0,
+    groups: npt.NDArray[np.int64] | None = None,
 ) -> SplitScore:
     """Score all rows, and seen and unseen combinations of heads apart.
 
@@ -124,15 +134,17 @@ def score_split(
         answers: {head: (N,) class indices or (N, C) probabilities}, rows in the same order.
         unseen: (N,) True where train does not show the row's combination; None where that is not known.
         draws: Resamples of the images for the 95 % intervals; 0 for no intervals.
+        groups: (N,) numbers, equal for images of one group, which are resampled together; None: one by one.
     """
 
     def part(rows: npt.NDArray[np.bool_]) -> Score | None:
         of_curves = task.metric in ("roc_auc", "average_precision")
         if not rows.any() or (of_curves and any(len(np.unique(classes[rows])) < 2 for classes in truth.values())):
             return None
-        return score_answers(task, _rows(truth, rows), _rows(answers, rows), draws=draws)
+        own = None if groups is None else groups[rows]
+        return score_answers(task, _rows(truth, rows), _rows(answers, rows), draws=draws, groups=own)
 
-    whole = score_answers(task, truth, answers, draws=draws)
+    whole = score_answers(task, truth, answers, draws=draws, groups=groups)
     if unseen is None:
         return SplitScore(all=whole)
     return SplitScore(all=whole, seen=part(~unseen), unseen=part(unseen))
@@ -147,11 +159,15 @@ def metric_value(metric: Metric, truth: npt.NDArray[np.int64], answer: npt.NDArr
 
 
 def bootstrap_heads(
-    task: Task, truth: Classes, several: Sequence[Answers], *, draws: int = DRAWS, seed: int = 0
+    task: Task,
+    truth: Classes,
+    several: Sequence[Answers],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    groups: npt.NDArray[np.int64] | None = None,
 ) -> Floats:
     """Score several sets of answers to the same images on images drawn with replacement, the same ones for each.
-
-    Images are drawn one by one: where those of a group (a writer, a patient) are alike, true intervals are wider.
 
     Args:
         task: Gives the metric.
@@ -159,39 +175,65 @@ def bootstrap_heads(
         several: A sets of answers, each {head: (N,) class indices or (N, C) probabilities}.
         draws: How many; fewer (at least 100) where a metric that sorts probabilities has very many rows.
         seed: Same seed, same images.
+        groups: (N,) numbers, equal for images of one group (a writer, a patient), which are drawn together: where such
+            images are alike, drawing them one by one makes intervals too narrow. None: one by one.
 
     Returns:
         (draws, A, heads) values of the metric.
     """
-    rng = np.random.default_rng(seed)
     num_rows = len(next(iter(truth.values())))
+    drawer = _Drawer.of(np.random.default_rng(seed), num_rows, groups)
     fitted = [_fitting(task, answers, num_rows) for answers in several]
     if task.metric in CLASS_METRICS:
-        return _bootstrap_classes(task, truth, fitted, draws, rng)
+        return _bootstrap_classes(task, truth, fitted, drawer, draws)
     if task.metric == "log_loss":
         losses = np.stack([[row_losses(truth[h], answers[h]) for h in task.heads] for answers in fitted], axis=1)
-        picks = (rng.integers(num_rows, size=num_rows) for _ in range(draws))
-        return np.array([losses[..., rows].mean(axis=-1).T for rows in picks])
+        return np.array([(losses @ times).T / times.sum() for times in (drawer.times() for _ in range(draws))])
     measure = PROBABILITY_METRICS[task.metric]
     values = num_rows * len(several) * sum(head.num_classes for head in task.heads.values())
     scores = []
     for _ in range(min(draws, max(100, int(_MOST_VALUES / values)))):
-        rows = rng.integers(num_rows, size=num_rows)
+        rows = np.repeat(np.arange(num_rows), drawer.times())
         scores.append([[measure(truth[h][rows], answers[h][rows]) for h in task.heads] for answers in fitted])
     return np.array(scores)
 
 
-def _bootstrap_classes(
-    task: Task, truth: Classes, several: Sequence[Answers], draws: int, rng: np.random.Generator
-) -> Floats:
+@dataclass(frozen=True, kw_only=True)
+class _Drawer:
+    """Draws which rows a resample holds: one by one, or whole groups."""
+
+    rng: np.random.Generator
+    num_rows: int
+    groups: npt.NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, rng: np.random.Generator, num_rows: int, groups: npt.NDArray[np.int64] | None) -> _Drawer:
+        numbers = None if groups is None else np.unique(groups, return_inverse=True)[1].ravel()
+        return cls(rng=rng, num_rows=num_rows, groups=numbers if numbers is not None and numbers.max() > 0 else None)
+
+    def times(self) -> npt.NDArray[np.int64]:
+        """Return (N,) how often each row is drawn."""
+        if self.groups is None:
+            return np.bincount(self.rng.integers(self.num_rows, size=self.num_rows), minlength=self.num_rows)
+        num_groups = int(self.groups.max()) + 1
+        return np.bincount(self.rng.integers(num_groups, size=num_groups), minlength=num_groups)[self.groups]
+
+    def outcome_times(self, outcome: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return (K,) how often each different outcome is drawn, from each row's outcome and how many rows each has."""
+        if self.groups is None:  # as many draws of outcomes are far fewer numbers than draws of rows
+            return self.rng.multinomial(self.num_rows, counts / self.num_rows)
+        return np.bincount(outcome, self.times(), minlength=len(counts))
+
+
+def _bootstrap_classes(task: Task, truth: Classes, several: Sequence[Answers], drawer: _Drawer, draws: int) -> Floats:
     """Draw how often each different outcome (truth and decisions of all heads) occurs, rather than every image."""
     heads = list(task.heads.values())
     cells = [truth[head.name] * head.num_classes + answers[head.name] for answers in several for head in heads]
-    outcomes, counts = np.unique(np.stack(cells, axis=1), axis=0, return_counts=True)
+    outcomes, outcome, counts = np.unique(np.stack(cells, axis=1), axis=0, return_inverse=True, return_counts=True)
     metric = CLASS_METRICS[task.metric]
     values = np.empty((draws, len(cells)))
     for draw in range(draws):
-        drawn = rng.multinomial(counts.sum(), counts / counts.sum())
+        drawn = drawer.outcome_times(outcome.ravel(), counts)
         for column in range(len(cells)):
             size = heads[column % len(heads)].num_classes
             flat = np.bincount(outcomes[:, column], weights=drawn, minlength=size**2)

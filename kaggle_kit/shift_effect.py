@@ -145,23 +145,26 @@ def format_prior_shift(metric: Metric, effects: list[ShiftEffect]) -> list[str]:
     return [*lines, _advice(metric, effects)]
 
 
+def correction_helps(effects: list[ShiftEffect]) -> bool:
+    """Return whether the correction gains in every draw of some class shares other than train's; False if not tried."""
+    if any(not effect.changes for effect in effects):
+        return False
+    return any(one.interval[0] > 0 for one in effects[-1].changes if one.shares in _OTHER_SHARES)
+
+
 def _advice(metric: Metric, effects: list[ShiftEffect]) -> str:
-    stop = "run blend again without --prior-shift"
     few = ", ".join(repr(effect.head) for effect in effects if not effect.changes)
     if few:
-        return (
-            "what correcting for class shares does cannot be judged here, as there are too few rows for head(s) "
-            f"{few}: {stop}"
-        )
+        return f"what correcting for class shares does cannot be judged: there are too few rows for head(s) {few}"
     changes = effects[-1].changes  # of the total
     gains = ", ".join(f"{one.gain:+.4f} where they are {one.shares}" for one in changes)
-    gains = f"correcting for class shares gains {metric} {gains}"
+    gains = f"correcting for class shares makes {metric} better (below 0: worse) by {gains}"
+    if not correction_helps(effects):
+        return f"{gains}: it helps nowhere"
     helped = [_OTHER_SHARES[one.shares] for one in changes if one.shares in _OTHER_SHARES and one.interval[0] > 0]
-    if not helped:
-        return f"{gains}; do not correct: {stop}"
     return (
         f"{gains}; keep the correction only if you know that the test {' or '.join(helped)}; if it is like train, or "
-        f"you do not know, {stop}"
+        "you do not know, run blend again without --prior-shift"
     )
 
 

@@ -12,7 +12,6 @@ from kaggle_kit.decision import Decision
 from kaggle_kit.decision_fitting import (
     RULES,
     FittedDecision,
-    _bootstrap_groups,
     _try_rules,
     fit_decision,
     format_decision,
@@ -177,11 +176,11 @@ def test_groups_are_drawn_together() -> None:
     twice, decided_twice = ({h: np.tile(v, 2) for h, v in values.items()} for values in (truth, decided))
     groups = np.tile(np.arange(400) + 7, 2)
     (single,) = middle_part(bootstrap_heads(task_of(), truth, [decided], draws=1000)[:, 0, :1])
-    (paired,) = middle_part(_bootstrap_groups(task_of(), twice, [decided_twice], groups, 1000, 0)[:, 0, :1])
+    (paired,) = middle_part(bootstrap_heads(task_of(), twice, [decided_twice], draws=1000, groups=groups)[:, 0, :1])
     (naive,) = middle_part(bootstrap_heads(task_of(), twice, [decided_twice], draws=1000)[:, 0, :1])
     assert paired == pytest.approx(single, abs=0.01)
     assert naive[1] - naive[0] < 0.85 * (paired[1] - paired[0])
-    drawn = _bootstrap_groups(task_of(), truth, [decided, truth], np.arange(400), 20, 0)
+    drawn = bootstrap_heads(task_of(), truth, [decided, truth], draws=20, groups=np.arange(400))
     assert drawn.shape == (20, 2, 2) and (drawn[:, 1] == 1).all() and len(np.unique(drawn[:, 0, 0])) > 10
 
 
@@ -225,7 +224,7 @@ def test_the_reason_says_what_a_rule_that_is_not_kept_does() -> None:
     assert {one.why for one in fitted_to(sure, certain).candidates} == {"changes nothing"}
     assert "no: changes nothing" in format_decision(fitted_to(sure, certain))[1]
     candidates = fitted_to(*skewed(3000)).candidates
-    assert candidates[1].why == "not beyond luck better than prior_power" and candidates[1].interval[0] > 0
+    assert candidates[1].why == "prior_power is simpler, and as good within luck" and candidates[1].interval[0] > 0
 
 
 def test_the_nested_decisions_are_those_that_were_scored() -> None:

@@ -109,8 +109,23 @@ def test_several_answers_are_scored_on_the_same_images(metric: Metric) -> None:
     worse = {head: np.roll(p, 1, axis=0) for head, p in probs.items()}
     found = bootstrap_heads(task, truth, [probs, worse, probs], draws=100)
     assert found.shape == (100, 3, 2)
-    assert (found[:, 0] == found[:, 2]).all()
+    assert np.allclose(found[:, 0], found[:, 2], rtol=0, atol=1e-12)
     assert (found[:, 0] != found[:, 1]).all()
+
+
+def test_images_of_a_group_are_drawn_together() -> None:
+    truth, probs = noisy(100)
+    twins = {head: np.repeat(classes, 9, axis=0) for head, classes in truth.items()}
+    alike = {head: np.repeat(p, 9, axis=0) for head, p in probs.items()}
+    for metric in ("macro_recall", "log_loss", "roc_auc"):
+        task = task_of(metric)
+        single = bootstrap_heads(task, truth, [probs], draws=400)[:, 0].std(axis=0)
+        grouped = bootstrap_heads(task, twins, [alike], draws=400, groups=np.repeat(np.arange(100), 9))[:, 0].std(
+            axis=0
+        )
+        assert grouped == pytest.approx(single, rel=0.25)
+        apart = bootstrap_heads(task, twins, [alike], draws=400)[:, 0].std(axis=0)
+        assert (apart < 0.6 * grouped).all()
 
 
 def test_the_interval_holds_the_score_and_narrows_with_images() -> None:

@@ -10,7 +10,7 @@ from test_prior_shift import TRAIN, calibrated
 
 from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.settings import plain
-from kaggle_kit.shift_effect import format_prior_shift, prior_shift_effect
+from kaggle_kit.shift_effect import correction_helps, format_prior_shift, prior_shift_effect
 from kaggle_kit.task import Metric, Task
 
 
@@ -41,7 +41,7 @@ def test_the_effect_is_a_gain_where_shares_differ_and_none_where_they_do_not(met
     lines = format_prior_shift(metric, effects)
     assert len(lines) == 1 + 9 + 1
     assert all(way in line for way, line in zip(ways * 3, lines[1:-1], strict=True))
-    assert lines[-1].startswith(f"correcting for class shares gains {metric} ")
+    assert lines[-1].startswith(f"correcting for class shares makes {metric} better (below 0: worse) by ")
     assert "keep the correction only if you know that the test has every class equally often" in lines[-1]
     assert lines[-1].endswith("if it is like train, or you do not know, run blend again without --prior-shift")
     again = prior_shift_effect(task_of(metric), truth, probs, train, Decision(), draws=4, seed=1)
@@ -55,8 +55,9 @@ def test_a_rule_that_evens_classes_out_leaves_nothing_to_gain() -> None:
     }
     effects = prior_shift_effect(task_of("macro_recall"), truth, probs, train, Decision(heads=rules), draws=4)
     last = format_prior_shift("macro_recall", effects)[-1]
-    assert last.startswith("correcting for class shares gains macro_recall ")
-    assert last.endswith("do not correct: run blend again without --prior-shift")
+    assert last.startswith("correcting for class shares makes macro_recall better (below 0: worse) by ")
+    assert last.endswith("it helps nowhere")
+    assert not correction_helps(effects)
 
 
 def test_a_head_with_too_few_rows_is_not_tried_and_nothing_is_concluded() -> None:
@@ -66,7 +67,7 @@ def test_a_head_with_too_few_rows_is_not_tried_and_nothing_is_concluded() -> Non
     lines = format_prior_shift("accuracy", effects)
     assert len(lines) == 1 + 3 + 1 + 1 and not any("total" in line for line in lines)
     assert lines[-2] == "head 'root': not tried, 25 rows of at least 30"
-    assert "cannot be judged here, as there are too few rows for head(s) 'root'" in lines[-1]
+    assert "cannot be judged: there are too few rows for head(s) 'root'" in lines[-1]
     assert json.loads(json.dumps(plain(effects)))[0] == {"head": "root", "rows": 25, "rows_needed": 30, "changes": []}
 
 

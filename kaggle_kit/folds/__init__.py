@@ -118,6 +118,11 @@ class Folds:
 
         if not path.is_file():
             raise DataError(f"there is no fold file {str(path)!r}; make one with `kaggle-kit folds`")
+        if path.suffix == ".csv":
+            raise DataError(
+                f"{path} is a CSV, which `kaggle-kit folds --check` reads and training does not; "
+                "make folds with `kaggle-kit folds`"
+            )
         try:
             table = parquet.read_table(path)
         except (pa.ArrowException, OSError):
@@ -140,8 +145,17 @@ class Folds:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What `make_folds` was asked for."""
+class FoldPlan:
+    """What `make_folds` is asked for; refuses what can be no plan.
+
+    Attributes:
+        scheme: How images are divided.
+        num_folds: At least 2.
+        seed: At least 0.
+        valid_share: Of holdout.
+        unseen_share: Of unseen.
+        rare: What happens where a class cannot both train and validate.
+    """
 
     scheme: Scheme
     num_folds: int
@@ -157,10 +171,13 @@ class _Asked:
             raise SettingError(f"`seed` is {self.seed}; give 0 or above")
         for name in ("valid_share", "unseen_share"):
             if not 0 < getattr(self, name) < 1:
-                raise SettingError(f"`{name}` is {getattr(self, name)}; give a share between 0 and 1, such as 0.2")
+                flag = f"--{name.replace('_', '-')}"
+                raise SettingError(
+                    f"`{name}` ({flag}) is {getattr(self, name)}; give a share above 0 and below 1, such as 0.2"
+                )
         if self.divides and self.num_folds < 2:
             raise SettingError(
-                f"number of folds is {self.num_folds}; expected 2 or more; one held-out part: scheme 'holdout'"
+                f"number of folds is {self.num_folds}; expected 2 or more; one held-out part: --scheme holdout"
             )
 
     @property
@@ -206,7 +223,7 @@ def make_folds(
         SettingError: For a scheme, number of folds, seed or share that is none, or a scheme of groups without groups.
         DataError: When there are more folds than images, groups or combinations, or a class cannot be divided.
     """
-    asked = _Asked(
+    asked = FoldPlan(
         scheme=scheme,
         num_folds=num_folds,
         seed=seed,
@@ -224,12 +241,12 @@ def make_folds(
     return Folds(ids=labels.ids, fold=fold, unseen=unseen, scheme=scheme, seed=seed, data_hash=labels_hash(labels))
 
 
-def _divide(labels: Labels, same: Ints, asked: _Asked) -> Ints:
+def _divide(labels: Labels, same: Ints, asked: FoldPlan) -> Ints:
     """Return (N,) folds by the scheme asked for."""
     if not len(labels):
         raise DataError("there are no labelled images to divide; check the label file")
     if asked.divides and asked.num_folds > len(labels):
-        raise DataError(f"{asked.num_folds} folds of {len(labels)} images leave some empty; ask for fewer folds")
+        raise DataError(f"{asked.num_folds:,} folds of {len(labels):,} images leave some empty; ask for fewer folds")
     rng = np.random.default_rng(asked.seed)
     if asked.scheme == "everything":
         return np.full(len(labels), -1, np.int64)
@@ -244,7 +261,7 @@ def _divide(labels: Labels, same: Ints, asked: _Asked) -> Ints:
     return deal(labels, groups, asked.num_folds, rng)
 
 
-def _divide_images(labels: Labels, same: Ints, asked: _Asked, rng: np.random.Generator) -> Ints:
+def _divide_images(labels: Labels, same: Ints, asked: FoldPlan, rng: np.random.Generator) -> Ints:
     """Return stratified or unseen folds, after checking that they keep what these schemes promise."""
     if asked.scheme == "unseen" and len(labels.classes) < 2:
         raise SettingError("scheme 'unseen' holds out combinations of heads, and there is one head; use 'stratified'")

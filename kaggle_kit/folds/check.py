@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.errors import DataError, did_you_mean, some_of
+from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.folds import Folds, Ints, labels_hash, unseen_rows
 from kaggle_kit.folds.schemes import untrained_classes
 from kaggle_kit.labels import Labels
@@ -67,8 +67,8 @@ def read_fold_file(path: Path, *, id_column: str = "id") -> FoldFile:
     if ids is None or "fold" not in columns:
         absent = "fold" if ids is not None else id_column
         raise DataError(
-            f"{path} has columns {some_of(columns, 9)}, none of them {absent!r}{did_you_mean(absent, columns)}; "
-            f"name its columns {id_column!r} and 'fold'"
+            f"{path} has no column {absent!r}, but {some_of(columns, 9)}; name its columns {id_column!r} and 'fold', "
+            "with commas between them"
         )
     numbers = columns["fold"].tolist()
     whole = [re.fullmatch(r"-?[0-9]{1,9}(\.0+)?", number) for number in numbers]
@@ -160,7 +160,9 @@ def _check_ids(labels: Labels, file: FoldFile) -> Iterator[Finding]:
             text=f"{len(crossing):,} id(s) are in several folds: {some_of(crossing)}; keep one row of each",
         )
     elif (counts > 1).any():
-        text = f"{int((counts > 1).sum()):,} id(s) are listed more than once; keep one row of each"
+        text = (
+            f"{int((counts > 1).sum()):,} id(s) are listed more than once: {some_of(values[counts > 1])}; keep one row"
+        )
         yield Finding(verdict="WRONG", text=text)
     absent = labels.ids[rows_of(labels.ids, values) < 0]
     foreign = values[rows_of(values, labels.ids) < 0]
@@ -186,7 +188,9 @@ def _check_numbers(fold: Ints) -> Iterator[Finding]:
         yield Finding(verdict="WRONG", text=f"{text}; number them again")
     elif (np.bincount(fold[fold >= 0]) == 0).any():
         empty = int(np.argmin(np.bincount(fold[fold >= 0])))
-        yield Finding(verdict="WRONG", text=f"fold {empty} validates no image; number the folds from 0 without gaps")
+        from_one = "; these start at 1: subtract 1" if fold.min() == 1 else ""
+        text = f"fold {empty} validates no image; number the folds from 0 without gaps{from_one}"
+        yield Finding(verdict="WRONG", text=text)
     elif len(np.unique(fold)) == 1 and fold[0] >= 0:
         yield Finding(verdict="WRONG", text="all images validate in one fold, so that none trains; divide them")
 
@@ -230,10 +234,13 @@ def _check_groups(labels: Labels, fold: Ints, scheme: str) -> Iterator[Finding]:
         yield Finding(verdict="ok", text=f"each of {len(names):,} groups lies in one fold")
         return
     text = f"{len(crossing):,} of {len(names):,} groups lie in several folds, such as {some_of(names[crossing])}"
-    if scheme and scheme not in _WITH_GROUPS:
-        yield Finding(verdict="note", text=f"{text}; scheme {scheme!r} does not keep groups together")
+    if scheme in _WITH_GROUPS:
+        yield Finding(verdict="LEAK", text=f"{text}; make the folds again")
     else:
-        yield Finding(verdict="LEAK", text=f"{text}; use --scheme stratified-grouped")
+        about = (
+            f"scheme {scheme!r} does not keep groups together" if scheme else "if they must not, add --scheme grouped"
+        )
+        yield Finding(verdict="note", text=f"{text}; {about}")
 
 
 def _check_classes(labels: Labels, fold: Ints, scheme: str) -> Iterator[Finding]:
@@ -251,11 +258,9 @@ def _check_classes(labels: Labels, fold: Ints, scheme: str) -> Iterator[Finding]
     else:
         yield Finding(verdict="ok", text="every class of every head that validates is trained in that fold")
     if num_folds > 1:
-        shares = [f"{head} {label_deviation(classes, fold):.3%}" for head, classes in labels.classes.items()]
-        yield Finding(
-            verdict="note",
-            text=f"a class's share in a fold differs from its share in all by, on average: {', '.join(shares)}",
-        )
+        shares = [f"{head} {100 * label_deviation(classes, fold):.3f}" for head, classes in labels.classes.items()]
+        text = f"a class's share in a fold is off by, in percentage points on average: {', '.join(shares)}"
+        yield Finding(verdict="note", text=text)
 
 
 def _check_unseen(labels: Labels, fold: Ints, scheme: str, said: npt.NDArray[np.bool_] | None) -> Iterator[Finding]:

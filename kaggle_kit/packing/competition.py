@@ -49,6 +49,23 @@ class Tagged:
         return dataclasses.replace(labels, ids=np.char.add(f"{self.tag}/", labels.ids))
 
 
+def find_train_store(task: Task, data: Path, folder: Path | None, beside: Sequence[Path]) -> PackedSource | None:
+    """Return the packed store of a competition's train images, if there is one, and write nothing.
+
+    Args:
+        task: The competition, stored size known.
+        data: Its data folder.
+        folder: The store's place; None: any store of these images in or below one of `beside`.
+        beside: Where to look.
+    """
+    if task.images.format == "packed":
+        return _opened_packed(task, data, folder, None)
+    if folder is not None:
+        return find_packed(folder, _Wanted(task, data, tagged_of(folder)).key)
+    found = (_find_beside(task, data, place, "auto")[2] for place in beside)
+    return next((store for store in found if store is not None), None)
+
+
 def pack_train(
     task: Task,
     data: Path,

@@ -97,7 +97,7 @@ def train_run(
             )
     oof = concatenate([result.oof for result in results.values()])
     oof.save(out / "oof.npz")
-    unseen = folds.unseen[folds.rows(oof.ids)]
+    own, unseen = labels.align(oof.ids), folds.unseen[folds.rows(oof.ids)]
     run = Run(
         folder=out,
         task=task,
@@ -105,7 +105,7 @@ def train_run(
         data=data,
         packed=source.folder,
         packed_key=source.key,
-        scores=score_split(task, labels.align(oof.ids).classes, oof.probs, unseen, draws=DRAWS),
+        scores=score_split(task, own.classes, oof.probs, unseen, draws=DRAWS, groups=own.group_numbers()),
         folds={f: FoldSummary(epoch=r.epoch, score=r.score, seconds=r.seconds) for f, r in results.items()},
     )
     write_run(run)
