@@ -182,14 +182,15 @@ def by_task(entries: Iterable[Entry]) -> list[list[Entry]]:
 
 
 def run_labels(entries: Sequence[Entry]) -> dict[str, str]:
-    """Return {run_id: name}, with the author or the start of the id where runs are called the same."""
+    """Return {run_id: name}, with who noted it or the start of the id where runs are called the same."""
     names = Counter(entry.name for entry in entries)
     signed = Counter((entry.name, entry.author) for entry in entries)
 
     def label(entry: Entry) -> str:
         if names[entry.name] == 1:
             return entry.name
-        own = entry.author if signed[entry.name, entry.author] == 1 and entry.author else entry.run_id[:4]
+        alone = entry.author and signed[entry.name, entry.author] == 1
+        own = f"by {entry.author}" if alone else f"run {entry.run_id[:4]}"
         return f"{entry.name} ({own})"
 
     return {entry.run_id: label(entry) for entry in entries}

@@ -17,25 +17,35 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from kaggle_kit.entries import Clearable, Entry, OtherVersionError, entry_of, line_of, parse_line, seconds_of
+from kaggle_kit.entries import Board, Clearable, Entry, OtherVersionError, entry_of, line_of, parse_line, seconds_of
 from kaggle_kit.errors import DataError, SettingError
 from kaggle_kit.files import replacing
 from kaggle_kit.runs import read_run
+from kaggle_kit.task import Metric
 
 FILE = "ledger.jsonl"
 NOTED = ("public", "private", "note", "author")
+_RANGES: dict[Metric, tuple[float, float]] = {"log_loss": (0, math.inf), "quadratic_kappa": (-1, 1)}  # others: 0 to 1
 _LOCK_S = 60
 _UPDATE = "update kaggle_kit"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Entries, one a run, and sentences on what could not be read."""
+    """Entries, one a run, and sentences on what could not be read.
+
+    Attributes:
+        entries: One a run.
+        problems: Sentences on what could not be read.
+        gone: Ids of the runs that were noted here, by whoever asks, and have no folder any more; a run that a
+            teammate noted never had one.
+    """
 
     entries: tuple[Entry, ...]
     problems: tuple[str, ...] = ()
+    gone: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +85,25 @@ def read_runs(folder: Path) -> Listing:
     lines, problems = _ledgers_of(folder)
     known = {entry.run_id: entry for entry in _resolve(lines)}
     here: dict[str, Entry] = {}
+    copies: dict[str, list[Path]] = {}
     for path in sorted([*folder.glob("[!.]*/run.json"), *folder.glob("[!.]*/[!.]*/run.json")]):
         try:
             entry = entry_of(read_run(path.parent))
         except (ValueError, OSError) as error:  # every KitError is a ValueError, and so is text that is not UTF-8
             problems.append(f"{path.parent} is not listed: {error}")
             continue
-        if entry.run_id in here:
-            problems.append(f"{path.parent} is a copy of another run here and listed once")
+        copies.setdefault(entry.run_id, []).append(path.parent)
         noted = known.pop(entry.run_id, here.get(entry.run_id, entry))
         here[entry.run_id] = dataclasses.replace(entry, **{key: getattr(noted, key) for key in (*NOTED, "noted")})
-    return Listing(entries=(*here.values(), *known.values()), problems=tuple(problems))
+    problems += [_same_run(paths) for paths in copies.values() if len(paths) > 1]
+    mine = ("", _login_name())
+    gone = frozenset(entry.run_id for entry in known.values() if entry.noted and entry.author in mine)
+    return Listing(entries=(*here.values(), *known.values()), problems=tuple(problems), gone=gone)
+
+
+def _same_run(paths: Sequence[Path]) -> str:
+    first = ", ".join(map(str, paths[:-1]))
+    return f"{first} and {paths[-1]} are the same run (a copied folder); listed as {paths[-1].name}"
 
 
 def note_run(
@@ -111,8 +129,8 @@ def note_run(
         The entry with everything noted so far.
 
     Raises:
-        SettingError: When there is nothing to note, a score is no finite number, a text cannot be written as UTF-8,
-            or a value is given and cleared at once.
+        SettingError: When there is nothing to note or to take back, a score is no finite number or outside the
+            metric's range, a text cannot be written as UTF-8, or a value is given and cleared at once.
         DataError: When the folder holds no finished run.
     """
     if public is None and private is None and not note and not clear:
@@ -128,12 +146,37 @@ def note_run(
         cleared=tuple(dict.fromkeys(clear)),
         author=author or _login_name(),
     )
+    _check_scores(line)
     path = ledger_of(run_folder)
     with _locked(path):
         history = [known for known in _read_lines(path)[0] if known.run_id == line.run_id]
+        _check_cleared(line, _resolve(history))
         line = dataclasses.replace(line, noted=_moment_after(history))
         _append(path, [line_of(line)])
     return _resolve([*history, line])[0]
+
+
+def _check_scores(line: Entry) -> None:
+    """Refuse a score that the metric never has."""
+    low, high = _RANGES.get(line.metric, (0, 1))
+    span = f"from {low:g} to {high:g}" if math.isfinite(high) else f"at {low:g} or above"
+    for board in get_args(Board):
+        value = getattr(line, board)
+        if value is not None and not low <= value <= high:
+            percent = f"percent? give --{board} {value / 100:.6g}"
+            repair = percent if high < value <= 100 * high else "give the score as the leaderboard shows it"
+            raise SettingError(f"--{board} is {value}; {line.metric} lies {span}; {repair}")
+
+
+def _check_cleared(line: Entry, before: Sequence[Entry]) -> None:
+    """Refuse to take back what was not noted."""
+    noted = [key for entry in before for key in get_args(Clearable) if getattr(entry, key) not in (None, "")]
+    for key in line.cleared:
+        if key not in noted:
+            there = f"noted: {', '.join(noted)}" if noted else "nothing is noted"
+            raise SettingError(
+                f"--clear {key}: {line.name!r} has no {key}{' score' * (key != 'note')} to take back ({there})"
+            )
 
 
 def _moment_after(history: Iterable[Entry]) -> str:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_kit.commands import DONE, Result
+from kaggle_kit.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from kaggle_kit.cli import Adder, Command
+    from kaggle_kit.entries import Entry
     from kaggle_kit.runs import Run
+    from kaggle_kit.shakeup import Part
 
 SUBCOMMANDS = ("list", "note", "merge", "export", "shake-up")
+_DEFAULT_FOLDER = "runs"
 _PURPOSE = "list runs by CV with their leaderboard scores; note those, merge teammates' ledgers, foresee a shake-up"
 _RUNS_HELP = "the folder that holds the run folders, one or two levels down"
 
@@ -27,7 +33,15 @@ def with_listing(arguments: Sequence[str]) -> list[str]:
     if words[:1] != ["runs"] or words[1:2] in (["-h"], ["--help"]):
         return words
     first = next((word for word in words[1:] if not word.startswith("-")), None)
-    return words if first in SUBCOMMANDS else ["runs", "list", *words[1:]]
+    # two words in a row are no list: argparse refuses the first, mistyped one
+    mistyped = [word for word in words[1:3] if not word.startswith("-")]
+    if first in SUBCOMMANDS or (len(mistyped) == 2 and _closest(mistyped[0]) and not Path(mistyped[0]).is_dir()):
+        return words
+    return ["runs", "list", *words[1:]]
+
+
+def _closest(word: str) -> str | None:
+    return next(iter(difflib.get_close_matches(word, SUBCOMMANDS, n=1)), None)
 
 
 def add_runs_parser(add: Adder) -> None:
@@ -65,13 +79,18 @@ def _add_list(add: Adder) -> None:
         "kaggle-kit runs ./runs --plot cv.png",
     )
     listing.add_argument(
-        "folder", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help=f"{_RUNS_HELP} (default: %(default)s)"
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path(_DEFAULT_FOLDER),
+        metavar="DIR",
+        help=f"{_RUNS_HELP} (default: %(default)s)",
     )
     listing.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        help="also draw the leaderboard's scores over CV, as .png; needs a noted score (default: no picture)",
+        help="also draw the leaderboard's scores over CV (CV alone while none is noted), as .png (default: no picture)",
     )
 
 
@@ -147,36 +166,53 @@ def list_runs(options: argparse.Namespace) -> tuple[Result, int]:
     from kaggle_kit.entries import by_task
     from kaggle_kit.files import check_output_file
     from kaggle_kit.ledger import read_runs
-    from kaggle_kit.standings import changed_settings, format_ledger, plot_ledger
-    from kaggle_kit.trust import trust
+    from kaggle_kit.standings import NO_SCORE, changed_settings, format_ledger, plot_ledger, scored_of
+    from kaggle_kit.trust import different_folds, trust
 
     if options.plot:
         check_output_file(options.plot, ".png")
+    _check_folder(options.folder)
     listing = read_runs(options.folder)
-    _show(format_ledger(listing.entries))
+    _show(format_ledger(listing.entries, gone=listing.gone))
     tasks: list[dict[str, Any]] = []
+    problems = list(listing.problems)
     groups = by_task(listing.entries)
     for group in groups:
         answers = [trust(group, "public"), trust(group, "private")]
-        about = f"{group[0].task}: " if len(groups) > 1 else ""
-        _show(about + answer.text for answer in answers if answer.num_runs)
+        several = len(groups) > 1
+        _show(f"{group[0].task}, " * several + answer.text for answer in answers if answer.num_runs)
+        problems += [f"{group[0].task}: " * several + problem for problem in different_folds(group)]
         tasks.append({"task": group[0].task, "changed": changed_settings(group), "trust": answers})
-    _warn(listing.problems)
+    _warn(problems)
     if options.plot:
         plot_ledger(listing.entries, options.plot)
-        _show([f"{options.plot}: leaderboard scores over CV"])
+        drawn = "leaderboard scores over CV" if scored_of(listing.entries) else f"CV alone; {NO_SCORE}"
+        _show([f"{options.plot}: {drawn}"])
     return {
         "runs": [entry for group in groups for entry in group],
+        "gone": sorted(listing.gone),
         "tasks": tasks,
-        "problems": listing.problems,
+        "problems": problems,
         "plot": options.plot,
     }, DONE
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a word that is neither a folder nor a subcommand."""
+    word = str(folder)
+    if os.sep in word or word == _DEFAULT_FOLDER or folder.exists():
+        return  # `read_runs` says what is wrong with it
+    close = _closest(word)
+    hint = f"did you mean `{close}`?" if close else f"give a folder of runs, or one of {', '.join(SUBCOMMANDS)}"
+    raise DataError(f"there is no folder {word!r}, and no `kaggle-kit runs {word}`; {hint}")
+
+
 def note_run(options: argparse.Namespace) -> tuple[Result, int]:
     """Note a run's leaderboard scores."""
-    from kaggle_kit.ledger import ledger_of, note_run
+    from kaggle_kit.ledger import ledger_of, note_run, read_ledger
 
+    ledger = ledger_of(options.run_folder)
+    before = {known.run_id: known for known in read_ledger(ledger).entries} if options.clear else {}
     entry = note_run(
         options.run_folder,
         public=options.public,
@@ -185,16 +221,23 @@ def note_run(options: argparse.Namespace) -> tuple[Result, int]:
         clear=options.clear or (),
         author=options.author,
     )
+    taken_back = {key: getattr(before[entry.run_id], key) for key in dict.fromkeys(options.clear or ())}
+    _show([f"{entry.name}: {', '.join([f'CV {entry.total:.4f}', *_noted(entry)])}"])
+    if taken_back:
+        values = [f'note "{value}"' if key == "note" else f"{key} {value:.4f}" for key, value in taken_back.items()]
+        _show([f"taken back: {', '.join(values)}"])
+    _show([f"noted in {ledger}"])
+    return {"ledger": ledger, "run": entry, "taken_back": taken_back}, DONE
+
+
+def _noted(entry: Entry) -> list[str]:
+    """Return what was noted of a run: scores, with how far they lie from CV, and the note."""
     scores = [
         f"{board} {value:.4f} ({value - entry.total:+.4f})"
         for board, value in (("public", entry.public), ("private", entry.private))
         if value is not None
     ]
-    note = [f'"{entry.note}"'] if entry.note else []
-    _show([f"{entry.name}: {', '.join([f'CV {entry.total:.4f}', *scores, *note])}"])
-    ledger = ledger_of(options.run_folder)
-    _show([f"noted in {ledger}"])
-    return {"ledger": ledger, "run": entry}, DONE
+    return [*scores, *[f'"{entry.note}"'] * bool(entry.note)]
 
 
 def merge_ledgers(options: argparse.Namespace) -> tuple[Result, int]:
@@ -229,29 +272,56 @@ def foresee_shakeup(options: argparse.Namespace) -> tuple[Result, int]:
     """Estimate a shake-up."""
     from kaggle_kit.files import check_output_file
     from kaggle_kit.runs import read_run
-    from kaggle_kit.shakeup import Part
     from kaggle_kit.shakeup.of_runs import shakeup_of_runs
-    from kaggle_kit.shakeup.report import format_shakeup, plot_shakeup
+    from kaggle_kit.shakeup.report import advise, format_shakeup, outlooks, plot_shakeup
 
     if options.out:
         check_output_file(options.out, ".png")
+    _check_shakeup(options)
     runs = [read_run(folder) for folder in options.runs]
-    shares = [options.public_unseen, options.private_unseen]
-    if None in shares:
-        share = _unseen_share(runs[0])
-        shares = [share if given is None else given for given in shares]
-    shakeup = shakeup_of_runs(
-        runs,
-        public=Part(num_images=options.public_images, unseen_share=shares[0]),
-        private=Part(num_images=options.private_images, unseen_share=shares[1]),
-        draws=options.draws,
-        seed=options.seed,
-    )
+    public, private = _parts(options, runs[0])
+    shakeup = shakeup_of_runs(runs, public=public, private=private, draws=options.draws, seed=options.seed)
     _show(format_shakeup(shakeup))
     if options.out:
         plot_shakeup(shakeup, options.out)
         _show([f"{options.out}: the shake-up"])
-    return {"choice": shakeup.choice, "sentence": shakeup.sentence, "notes": shakeup.notes, "out": options.out}, DONE
+    return {
+        "choice": shakeup.choice,
+        "sentence": advise(shakeup),
+        "runs": outlooks(shakeup),
+        "notes": shakeup.notes,
+        "out": options.out,
+    }, DONE
+
+
+def _check_shakeup(options: argparse.Namespace) -> None:
+    """Refuse what cannot be drawn, in the words of the command line."""
+    lowest = (
+        ("--public-images", options.public_images, 1),
+        ("--private-images", options.private_images, 1),
+        ("--draws", options.draws, 1),
+        ("--seed", options.seed, 0),
+    )
+    for flag, number, least in lowest:
+        if number < least:
+            raise SettingError(f"{flag} is {number}; give {least} or more")
+    for flag, share in (("--public-unseen", options.public_unseen), ("--private-unseen", options.private_unseen)):
+        if share is not None and not 0 <= share <= 1:
+            raise SettingError(f"{flag} is {share}; give a share from 0 to 1, not percent")
+
+
+def _parts(options: argparse.Namespace, run: Run) -> tuple[Part, Part]:
+    """Return the public and the private part; shares that are not given are those of the run's folds."""
+    from kaggle_kit.shakeup import Part
+
+    shares = [options.public_unseen, options.private_unseen]
+    if None in shares:
+        share = _unseen_share(run)
+        shares = [share if given is None else given for given in shares]
+    return (
+        Part(num_images=options.public_images, unseen_share=shares[0]),
+        Part(num_images=options.private_images, unseen_share=shares[1]),
+    )
 
 
 def _unseen_share(run: Run) -> float:

@@ -7,7 +7,7 @@ import math
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +17,17 @@ import numpy as np
 from kaggle_kit.entries import Board, Entry, by_task, run_labels, settings_of
 from kaggle_kit.errors import DataError
 from kaggle_kit.files import replacing
-from kaggle_kit.metrics import LOWER_IS_BETTER
+from kaggle_kit.metrics import CLASS_METRICS, LOWER_IS_BETTER
 from kaggle_kit.train.config import TrainConfig
-from kaggle_kit.trust import Trust, trust
+from kaggle_kit.trust import Trust, different_folds, trust
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_NAMED = 15  # runs named in a plot
+_MOST_DRAWN = 40  # runs a task in a plot of CV alone
+NO_SCORE = "no leaderboard score noted yet: kaggle-kit runs note RUN --public SCORE"
 _LINES = 28  # of text that fit into the height of a panel
 _WIDEST = 2  # how far heights are extended, so that the line of equal scores is in the picture
 _COLORS: dict[Board, str] = {"public": "#d9822b", "private": "#2b6cb0"}
@@ -52,8 +54,13 @@ def _written(settings: Mapping[str, object]) -> dict[str, str]:
     }
 
 
-def format_ledger(entries: Sequence[Entry]) -> list[str]:
-    """Return a table for each task: one row a run, best CV first, with the settings in which the runs differ."""
+def format_ledger(entries: Sequence[Entry], *, gone: Collection[str] = ()) -> list[str]:
+    """Return a table for each task: one row a run, best CV first, with the settings in which the runs differ.
+
+    Args:
+        entries: Of any tasks.
+        gone: Ids of the runs whose folder is gone, which are marked.
+    """
     if not entries:
         return [
             "there is no run yet; train one: "
@@ -61,11 +68,25 @@ def format_ledger(entries: Sequence[Entry]) -> list[str]:
         ]
     lines: list[str] = []
     for group in by_task(entries):
-        lines += ["", *_format_group(group)]
-    return lines[1:]
+        lines += ["", *_format_group(group, gone)]
+    return [*lines[1:], *_score_hint(entries)]
 
 
-def _format_group(group: Sequence[Entry]) -> list[str]:
+def _score_hint(entries: Sequence[Entry]) -> list[str]:
+    """Return how a CV and a board's score compare, where a score is noted."""
+    metrics = [entry.metric for entry in scored_of(entries)]
+    if not metrics:
+        return []
+    decides = ", by its highest probability" if any(metric in CLASS_METRICS for metric in metrics) else ""
+    return [f"CV is of each run alone{decides}; note the score a run got alone"]
+
+
+def scored_of(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries that have a leaderboard score."""
+    return [entry for entry in entries if entry.public is not None or entry.private is not None]
+
+
+def _format_group(group: Sequence[Entry], gone: Collection[str]) -> list[str]:
     """Return the table of one task's runs, best first."""
     task, metric = group[0].task, group[0].metric
     better = "lower" if metric in LOWER_IS_BETTER else "higher"
@@ -80,12 +101,12 @@ def _format_group(group: Sequence[Entry]) -> list[str]:
     lines = [f"{task}: {len(group)} run(s) by {metric}, {better} is better, best CV first"]
     if len(group) == 1:
         details = [_details(group[0], common, folds=True)]
-        return lines + _aligned([*_columns(group), ("<settings", details)])
+        return lines + _aligned([*_columns(group, gone), ("<settings", details)])
     if shared := common + [f"folds {group[0].folds}"] * (same_folds and bool(group[0].folds)):
         lines += [f"all runs: {'; '.join(shared)}"]
     own = [[f"{key}={values[key]}" for key in changed if key in values] for values in settings]
     details = [_details(entry, pairs, folds=not same_folds) for entry, pairs in zip(group, own, strict=True)]
-    return lines + _aligned([*_columns(group), ("<changed settings", details)])
+    return lines + _aligned([*_columns(group, gone), ("<changed settings", details)])
 
 
 def _details(entry: Entry, settings: Sequence[str], *, folds: bool) -> str:
@@ -94,10 +115,10 @@ def _details(entry: Entry, settings: Sequence[str], *, folds: bool) -> str:
     return "; ".join([*parts, *[f'"{" ".join(entry.note.split())}"'] * bool(entry.note)])
 
 
-def _columns(group: Sequence[Entry]) -> list[tuple[str, list[str]]]:
+def _columns(group: Sequence[Entry], gone: Collection[str]) -> list[tuple[str, list[str]]]:
     """Return (title, cells) of a table; titles that start with < are of text, set at the left."""
     labels = run_labels(group)
-    columns = [("<run", [labels[entry.run_id] for entry in group])]
+    columns = [("<run", [labels[e.run_id] + " (folder gone)" * (e.run_id in gone) for e in group])]
     if len({entry.author for entry in group if entry.author}) > 1:
         columns.append(("<author", [entry.author or "-" for entry in group]))
     columns.append(("CV", [_number(entry.total) for entry in group]))
@@ -136,7 +157,7 @@ def plot_ledger(entries: Sequence[Entry], path: Path) -> None:
     """Write `make_figure`'s picture as a PNG file.
 
     Raises:
-        DataError: When no run has a leaderboard score.
+        DataError: When there is no run with a CV.
     """
     figure = make_figure(entries)
     with replacing(path) as temporary, warnings.catch_warnings():
@@ -145,21 +166,52 @@ def plot_ledger(entries: Sequence[Entry], path: Path) -> None:
 
 
 def make_figure(entries: Sequence[Entry]) -> Figure:
-    """Draw the boards' scores over CV, a panel for each task.
+    """Draw the boards' scores over CV, a panel for each task; CV alone where no run has a score yet.
 
     Raises:
-        DataError: When no run has a leaderboard score.
+        DataError: When there is no run with a CV.
     """
     from matplotlib.figure import Figure
 
-    scored = [e for e in entries if (e.public is not None or e.private is not None) and math.isfinite(e.total)]
+    finite = [entry for entry in entries if math.isfinite(entry.total)]
+    if not finite:
+        raise DataError(f"none of {len(entries)} run(s) has a CV to draw; train one: kaggle-kit train --help")
+    scored = scored_of(finite)
+    groups = by_task(scored or finite)
     if not scored:
-        raise DataError("no run has a leaderboard score to draw; note some: kaggle-kit runs note RUN --public 0.9812")
-    groups = by_task(scored)
+        return _make_cv_figure(groups)
     figure = Figure(figsize=(11, 7.5 * len(groups)), layout="constrained")
     for axes, group in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
         _draw_group(axes, group)
     return figure
+
+
+def _make_cv_figure(groups: Sequence[Sequence[Entry]]) -> Figure:
+    """Draw CV with its interval, a marker a run, best on top, a panel for each task."""
+    from matplotlib.figure import Figure
+
+    rows = [min(len(group), _MOST_DRAWN) for group in groups]
+    heights = [1 + 0.3 * num for num in rows]
+    figure = Figure(figsize=(11, 1 + sum(heights)), layout="constrained")
+    figure.suptitle(NO_SCORE, fontsize=11, parse_math=False)
+    panels = figure.subplots(len(groups), squeeze=False, height_ratios=heights)[:, 0]
+    for axes, group, num in zip(panels, groups, rows, strict=True):
+        shown, labels = group[:num], run_labels(group)
+        cv = [entry.total for entry in shown]
+        ends = np.abs(np.array([entry.interval or (entry.total, entry.total) for entry in shown]).T - cv)
+        axes.errorbar(cv, range(num), xerr=ends, fmt="o", color="black", markersize=6, elinewidth=1)
+        axes.set_yticks(range(num), [labels[entry.run_id] for entry in shown], fontsize=9, parse_math=False)
+        axes.set_ylim(num - 0.5, -0.5)
+        hidden = f"; the {num} best of {len(group)}" if num < len(group) else ""
+        axes.set_title(f"{group[0].task}{hidden}", fontsize=10, parse_math=False)
+        axes.set_xlabel(_cv_label(group[0]))
+        axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def _cv_label(entry: Entry) -> str:
+    unit = ", lower is better" if entry.metric in LOWER_IS_BETTER else ""
+    return f"CV: {entry.metric} out of fold, with 95 % interval{unit}"
 
 
 def _draw_group(axes: Axes, group: Sequence[Entry]) -> None:
@@ -179,10 +231,11 @@ def _draw_group(axes: Axes, group: Sequence[Entry]) -> None:
     best = max(answers, key=lambda answer: answer.num_runs)
     _draw_lines(axes, group, best)
     _name_runs(axes, group[:_MOST_NAMED])
-    unit = ", lower is better" if group[0].metric in LOWER_IS_BETTER else ""
-    axes.set_xlabel(f"CV: {group[0].metric} out of fold, with 95 % interval{unit}")
+    axes.set_xlabel(_cv_label(group[0]))
     axes.set_ylabel("leaderboard score")
-    axes.set_title("\n".join(textwrap.wrap(f"{group[0].task}: {best.text}", 120)), fontsize=10, parse_math=False)
+    folds = ["Their folds differ, so their CV compares only roughly."] * bool(different_folds(group))
+    title = [*textwrap.wrap(f"{group[0].task}, {best.text}", 120), *folds]
+    axes.set_title("\n".join(title), fontsize=10, parse_math=False)
     axes.grid(alpha=0.25)
     rest = f"named: the {_MOST_NAMED} best by CV of {len(group)}" if len(group) > _MOST_NAMED else None
     axes.legend(loc="best", fontsize=9, title=rest, title_fontsize=9)
@@ -198,7 +251,7 @@ def _draw_lines(axes: Axes, group: Sequence[Entry], answer: Trust) -> None:
     outside = "" if max(low, bottom) < min(high, top) else " (outside this picture)"
     axes.axline((low, low), slope=1, color="gray", linewidth=1, label=f"score = CV{outside}")
     if answer.gap is not None and answer.num_runs > 1:
-        label = f"{answer.which} = CV {answer.gap:+.4f}, the mean gap"
+        label = f"{answer.which} board = CV {answer.gap:+.4f}, the mean gap"
         axes.axline((low, low + answer.gap), slope=1, color=_COLORS[answer.which], linestyle=":", label=label)
     axes.set(xlim=(low, high), ylim=(bottom, top))
 

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.entries import Board, Entry, by_task, run_labels
-from kaggle_kit.errors import SettingError
+from kaggle_kit.errors import SettingError, some_of
 from kaggle_kit.metrics import LOWER_IS_BETTER
 
 Floats = npt.NDArray[np.float64]
 
 FEWEST = 3  # scored runs of which an order can be said to agree
 _FEW = 6  # below that, one run in the wrong place spoils the order
+_MOST_FOLDS = 4  # named where runs have different ones
 _SURE = 0.05  # how often unrelated scores may agree as well where CV is called trusted
 _AGREES, _AGREES_IN_PART = 0.8, 0.5  # Spearman
 
@@ -29,7 +30,7 @@ class Trust:
     Attributes:
         which: The board.
         num_runs: Runs that it scored.
-        text: The answer, in sentences.
+        text: The answer, in sentences; it begins with the board.
         spearman: Rank correlation of CV and board; None for fewer than 3 runs, or where all score the same.
         kendall: Kendall's tau-b of both; None likewise.
         chance: How often unrelated scores reach that tau; None likewise.
@@ -72,13 +73,13 @@ def trust(entries: Sequence[Entry], which: Board = "private") -> Trust:
     spread = float((board - cv).std(ddof=1)) if len(scored) > 1 else None
     if len(scored) < FEWEST:
         text = (
-            f"{len(scored)} run(s) have a {which} score; note {FEWEST - len(scored)} more to see whether CV can be "
-            f"trusted: kaggle-kit runs note RUN --{which} SCORE"
+            f"{which} board: {len(scored)} run(s) have a {which} score; note {FEWEST - len(scored)} more to see "
+            f"whether CV can be trusted: kaggle-kit runs note RUN --{which} SCORE"
         )
         return Trust(which=which, num_runs=len(scored), text=text, gap=gap, spread=spread)
     if np.ptp(cv) == 0 or np.ptp(board) == 0:
         same = "CV" if np.ptp(cv) == 0 else f"{which} score"
-        text = f"All {len(scored)} runs have the same {same}: there is no order to compare."
+        text = f"{which} board: all {len(scored)} runs have the same {same}: there is no order to compare."
         return Trust(which=which, num_runs=len(scored), text=text, gap=gap, spread=spread)
     return _compare(scored, cv, board, which)
 
@@ -112,8 +113,8 @@ def _compare(scored: Sequence[Entry], cv: Floats, board: Floats, which: Board) -
     ]
     more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
     order = f"Out of order: {', '.join(moved)}{more}." if rows else "No run is out of order."
-    sentences = [*_agreement(answer, float(np.ptp(cv))), order, *_folds_compared(scored)]
-    return dataclasses.replace(answer, text=" ".join(sentences))
+    sentences = [*_agreement(answer, float(np.ptp(cv))), order, *_folds_not_known(scored)]
+    return dataclasses.replace(answer, text=f"{which} board: {' '.join(sentences)}")
 
 
 def _agreement(answer: Trust, widest: float) -> list[str]:
@@ -170,14 +171,25 @@ def _safe_difference(cv: Floats, swapped: npt.NDArray[np.bool_]) -> float | None
     return largest if largest < apart.max() else None
 
 
-def _folds_compared(scored: Sequence[Entry]) -> list[str]:
-    folds = [entry.folds for entry in scored]
-    sentences = []
-    if len({one for one in folds if one}) > 1:
-        sentences.append("Their folds differ, so their CV compares only roughly.")
-    if unknown := folds.count(""):
-        sentences.append(f"The folds of {unknown} run(s) are not known, so whether their CV compares is not either.")
-    return sentences
+def _folds_not_known(scored: Sequence[Entry]) -> list[str]:
+    unknown = [entry.folds for entry in scored].count("")
+    if not unknown:
+        return []
+    return [f"The folds of {unknown} run(s) are not known, so whether their CV compares is not either."]
+
+
+def different_folds(entries: Sequence[Entry]) -> list[str]:
+    """Return a sentence on the folds in which runs of one task differ; none where all known folds are the same."""
+    labels = run_labels(entries)
+    runs: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.folds:
+            runs.setdefault(entry.folds, []).append(labels[entry.run_id])
+    if len(runs) < 2:
+        return []
+    shown = [f"{folds} ({some_of(names)})" for folds, names in list(runs.items())[:_MOST_FOLDS]]
+    more = f" and {len(runs) - _MOST_FOLDS} more" if len(runs) > _MOST_FOLDS else ""
+    return [f"these runs have different folds: {'; '.join(shown)}{more}; their CV compares only roughly"]
 
 
 def _percent(share: float) -> str:

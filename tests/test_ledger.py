@@ -16,7 +16,7 @@ from kaggle_kit.folds import Folds
 from kaggle_kit.ledger import FILE, merge_ledgers, note_run, read_ledger, read_runs, write_ledger
 from kaggle_kit.runs import FoldSummary, Run, read_run, write_run
 from kaggle_kit.scores import Score, SplitScore
-from kaggle_kit.task import Task
+from kaggle_kit.task import Metric, Task
 from kaggle_kit.train.config import LoaderConfig, ModelConfig, TrainConfig
 
 
@@ -255,6 +255,13 @@ def test_a_ledger_that_another_process_holds_is_not_written(tmp_path: Path, monk
         ({"private": float("inf")}, "`private` is inf; give the number"),
         ({"note": "tta \udcff"}, r"`note` is 'tta \\udcff', which cannot be written as UTF-8"),
         ({"public": 0.8, "author": "\udcff"}, r"`author` is '\\udcff', which cannot be written as UTF-8"),
+        ({"public": 95.3}, r"--public is 95.3; macro_recall lies from 0 to 1; percent\? give --public 0.953"),
+        (
+            {"private": -0.1},
+            "--private is -0.1; macro_recall lies from 0 to 1; give the score as the leaderboard shows",
+        ),
+        ({"private": 953}, "--private is 953; macro_recall lies from 0 to 1; give the score as the leaderboard shows"),
+        ({"clear": ["note"]}, "--clear note: 'a' has no note to take back .nothing is noted."),
         ({"public": 0.8, "clear": ["public"]}, "`public` is 0.8 and cleared at once; give one of the two"),
     ],
 )
@@ -263,6 +270,58 @@ def test_nonsense_is_not_noted(tmp_path: Path, values: dict, message: str) -> No
     with pytest.raises(SettingError, match=message):
         note_run(tmp_path / "a", **values)
     assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("metric", "fits", "refused", "message"),
+    [
+        ("log_loss", 3.2, -0.1, "log_loss lies at 0 or above"),
+        ("quadratic_kappa", -0.2, -1.1, "quadratic_kappa lies from -1 to 1"),
+        ("roc_auc", 1, 1.5, "roc_auc lies from 0 to 1"),
+    ],
+)
+def test_a_score_that_the_metric_never_has_is_refused(
+    tmp_path: Path, metric: Metric, fits: float, refused: float, message: str
+) -> None:
+    make_run(tmp_path / "a", task=dataclasses.replace(wide_task(), metric=metric))
+    assert note_run(tmp_path / "a", public=fits).public == fits
+    with pytest.raises(SettingError, match=f"--private is {refused}; {message}"):
+        note_run(tmp_path / "a", private=refused)
+
+
+def test_what_was_not_noted_cannot_be_taken_back(tmp_path: Path) -> None:
+    make_run(tmp_path / "a")
+    note_run(tmp_path / "a", private=0.7, note="x")
+    with pytest.raises(
+        SettingError, match=r"--clear public: 'a' has no public score to take back \(noted: private, note\)"
+    ):
+        note_run(tmp_path / "a", clear=["note", "public"])
+    note_run(tmp_path / "a", clear=["note"])
+    with pytest.raises(SettingError, match="--clear note: 'a' has no note"):
+        note_run(tmp_path / "a", clear=["note"])
+
+
+def test_copies_of_a_run_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path / "b")
+    shutil.copytree(tmp_path / "b", tmp_path / "old_b")
+    listing = read_runs(tmp_path)
+    message = f"{tmp_path / 'b'} and {tmp_path / 'old_b'} are the same run (a copied folder); listed as old_b"
+    assert listing.problems == (message,) and names(listing.entries) == ["old_b"]
+
+
+def test_a_noted_run_without_its_folder_is_told_from_a_teammate_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "anna")
+    kept, lost = make_run(tmp_path / "anna" / "kept"), make_run(tmp_path / "anna" / "lost")
+    make_run(tmp_path / "ben" / "of_ben")
+    for run in (kept, lost):
+        note_run(run.folder, public=0.8)
+    note_run(tmp_path / "ben" / "of_ben", public=0.7, author="ben")
+    merge_ledgers(tmp_path / "anna" / FILE, [tmp_path / "ben" / FILE])
+    assert read_runs(tmp_path / "anna").gone == frozenset()
+    shutil.rmtree(lost.folder)
+    assert read_runs(tmp_path / "anna").gone == {lost.id}
 
 
 def test_folders_that_hold_no_runs_are_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from kaggle_kit.runs import Run
 from kaggle_kit.scores import Score, SplitScore, bootstrap_heads, score_answers
 from kaggle_kit.shakeup import Part, Shakeup, estimate_shakeup
 from kaggle_kit.shakeup.of_runs import shakeup_of_runs
-from kaggle_kit.shakeup.report import format_shakeup, plot_shakeup
+from kaggle_kit.shakeup.report import advise, format_shakeup, outlooks, plot_shakeup
 from kaggle_kit.task import Metric, Task
 from kaggle_kit.train.config import ModelConfig, TrainConfig
 
@@ -88,7 +88,7 @@ def test_identical_runs_tie(metric: Metric) -> None:
     assert shakeup.lost == pytest.approx((0, 0, 0), abs=1e-12) and shakeup.noise == 0
     assert shakeup.rival is None and np.isnan(shakeup.spearman)
     assert shakeup.rank_moves[0].tolist() == [1, 0, 0] and np.isnan(shakeup.rank_moves[1:]).all()
-    assert shakeup.sentence.startswith("Choose any of 'a', 'b', 'c': they score the same")
+    assert advise(shakeup).startswith("Choose any of 'a', 'b', 'c': they score the same")
 
 
 def test_a_run_better_on_unseen_and_worse_on_seen_wins_private_and_loses_public() -> None:
@@ -102,8 +102,8 @@ def test_a_run_better_on_unseen_and_worse_on_seen_wins_private_and_loses_public(
     lost, low, high = shakeup.lost
     assert lost == pytest.approx(np.diff(shakeup.expected_private)[0]) and 0 < low < lost < high
     assert shakeup.noise > lost + (0.98 - 0.85) / 2
-    assert shakeup.sentence.startswith("Choose 'unseen', even if another leads the public board: it is best")
-    assert "wrong in 100 % and costs" in shakeup.sentence
+    assert advise(shakeup).startswith("Choose 'unseen', even if another leads the public board: it is best")
+    assert "wrong in 100 % and costs" in advise(shakeup)
 
 
 def test_the_same_parts_and_a_clear_leader_are_no_shakeup() -> None:
@@ -111,7 +111,43 @@ def test_the_same_parts_and_a_clear_leader_are_no_shakeup() -> None:
     shakeup = estimate(runs, public=HALF_PART)
     assert shakeup.rank_change == 0 and shakeup.spearman == pytest.approx(1)
     assert shakeup.order.tolist() == [1, 0, 2]
-    assert shakeup.sentence.startswith("Choose 'good', which will lead the public board too")
+    assert advise(shakeup).startswith("Choose 'good', which will lead the public board too")
+    assert advise(shakeup).endswith("too: it leads private in 100 % of draws.")
+
+
+def test_a_sure_choice_that_may_not_lead_public_is_told_without_ifs() -> None:
+    shakeup = estimate({"seen": answers(0.9, 0.3), "unseen": answers(0.85, 0.8)})
+    one, other = shakeup.public.max(), shakeup.public.min()
+    early = np.arange(60)[:, None] < 6  # the other leads public, and both lead private
+    public = np.where(early, [[one, other]], [[other, one]])
+    private = np.where(early, one, [[other, one]])
+    sure = dataclasses.replace(shakeup, public=public, private=private)
+    assert advise(sure) == "Choose 'unseen': it leads private in 100 % of draws, whatever the public board says."
+
+
+def test_the_outlooks_hold_what_the_table_shows() -> None:
+    shakeup = estimate({"seen": answers(0.98, 0.3), "unseen": answers(0.85, 0.8)})
+    best, other = outlooks(shakeup)
+    assert (best.name, other.name, best.leads_private, best.leads_public) == ("unseen", "seen", 1, 0)
+    assert best.cv == shakeup.cv[1] and best.private == pytest.approx(shakeup.expected_private[1])
+    assert best.public_interval == pytest.approx(np.quantile(shakeup.public[:, 1], [0.025, 0.975]))
+
+
+def test_a_rank_correlation_that_is_none_is_left_out() -> None:
+    shakeup = estimate({"a": answers(0.9, 0.5), "b": answers(0.8, 0.6)})
+    tied = dataclasses.replace(shakeup, public=np.full_like(shakeup.public, 0.9))
+    assert np.isnan(tied.spearman) and tied.rival is not None
+    assert "nan" not in "".join(format_shakeup(tied)) and "ranks move by" in "".join(format_shakeup(tied))
+    assert "rank correlation" in "".join(format_shakeup(shakeup))
+
+
+def test_percentages_of_few_draws_are_called_coarse() -> None:
+    (note,) = estimate({"a": answers(1, 1)}, draws=20).notes
+    assert note == "only 20 draw(s): percentages are coarse, in steps of 5 %; draw more, such as 300"
+
+
+def test_how_runs_decide_is_said_of_metrics_of_classes_alone() -> None:
+    assert "highest probability" not in "".join(format_shakeup(estimate({"a": probs(0.6)}, "log_loss")))
 
 
 def test_runs_that_lead_together_share_the_draw() -> None:
@@ -136,7 +172,7 @@ def test_the_same_seed_draws_the_same_images() -> None:
     runs = {"a": answers(0.9, 0.5), "b": answers(0.8, 0.6, seed=1)}
     first, same, other = (estimate(runs, seed=seed) for seed in (3, 3, 4))
     assert (first.public == same.public).all() and (first.private == same.private).all()
-    assert first.sentence == same.sentence
+    assert advise(first) == advise(same)
     assert (first.public != other.public).any()
 
 
@@ -148,19 +184,22 @@ def test_probabilities_and_the_classes_they_decide_shake_alike() -> None:
 
 def test_one_run_is_told_how_far_its_score_moves() -> None:
     shakeup = estimate({"only": answers(0.9, 0.5)})
-    assert shakeup.sentence.startswith("With 'only' alone no rank can change, but expect its score to go from 0.")
+    assert advise(shakeup).startswith("With 'only' alone no rank can change, but expect its score to go from 0.")
     low, high = np.quantile(shakeup.private - shakeup.public, [0.025, 0.975])
-    assert f"a change of {low:.4f} to {high:.4f}" in shakeup.sentence
+    same = dataclasses.replace(shakeup, public=shakeup.private[::-1])
+    assert f"but expect about {shakeup.private.mean():.4f} on both; they will differ by -0." in advise(same)
+    assert advise(same).endswith("in 95 % of draws.")
+    assert f"a change of {low:.4f} to {high:.4f}" in advise(shakeup)
     assert shakeup.rank_change == 0 and shakeup.leads_private.tolist() == [1]
 
 
 def test_few_unseen_rows_are_noted() -> None:
     few = np.arange(ROWS) < 5
     big = Part(num_images=1000, unseen_share=0.5)
-    shakeup = estimate_shakeup(task_of("accuracy"), TRUTH, {"a": answers(1, 1)}, few, public=big, private=big, draws=2)
+    shakeup = estimate_shakeup(task_of("accuracy"), TRUTH, {"a": answers(1, 1)}, few, public=big, private=big, draws=50)
     assert len(shakeup.notes) == 1
     assert "only 5 out-of-fold row(s) are unseen" in shakeup.notes[0]
-    assert not estimate({"a": answers(1, 1)}, draws=2).notes
+    assert not estimate({"a": answers(1, 1)}, draws=50).notes
     assert format_shakeup(shakeup)[-1].startswith("note: only 5 out-of-fold")
 
 
@@ -178,8 +217,9 @@ def test_the_table_names_each_run_and_ends_with_the_sentence() -> None:
     assert lines[1].startswith("a_longer_name") and lines[2].startswith("seen")
     assert len({len(line) for line in lines[:3]}) == 1
     assert lines[1].endswith("0 %          100 %")
-    assert "60 draws; public: 200 images, 0 % unseen; private: 200 images, 50 % unseen" in lines[-2]
-    assert lines[-1] == shakeup.sentence
+    assert "60 draws; public: 200 images, 0 % unseen; private: 200 images, 50 % unseen" in lines[-3]
+    assert lines[-2] == "runs decide by their highest probability here; `blend` may add fitted rules"
+    assert lines[-1] == advise(shakeup)
 
 
 @pytest.mark.parametrize("num_runs", [1, 2, 23])
@@ -292,7 +332,7 @@ def test_runs_are_joined_by_id(metric: Metric, toy: tuple, tmp_path: Path) -> No
     for run, cv in zip(runs, shakeup.cv, strict=True):
         oof = run.oof()
         assert cv == pytest.approx(score_answers(task, run.labels().align(oof.ids).classes, oof.probs).total)
-    assert [note[:19] for note in shakeup.notes] == ["only 16 out-of-fold"]
+    assert [note[:19] for note in shakeup.notes] == ["only 16 out-of-fold", "only 5 draw(s): per"]
 
 
 def test_other_folds_and_left_out_images_are_noted(toy: tuple, tmp_path: Path) -> None:
@@ -355,4 +395,4 @@ def test_equal_leaders_lead_the_public_board_too() -> None:
     part = Part(num_images=200, unseen_share=0)
     runs = {"a": good, "b": good, "c": good, "bad": wrong}
     found = estimate_shakeup(wide_task(), truth, runs, np.zeros(300, bool), public=part, private=part, draws=50)
-    assert "which will lead the public board too" in found.sentence
+    assert "which will lead the public board too" in advise(found)

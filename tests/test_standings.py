@@ -9,7 +9,7 @@ import pytest
 from kaggle_kit.entries import Entry, by_task, settings_of
 from kaggle_kit.errors import DataError
 from kaggle_kit.settings import fingerprint
-from kaggle_kit.standings import _defaults, changed_settings, format_ledger, make_figure, plot_ledger
+from kaggle_kit.standings import NO_SCORE, _defaults, changed_settings, format_ledger, make_figure, plot_ledger
 from kaggle_kit.train.config import TrainConfig
 from kaggle_kit.trust import trust
 
@@ -37,7 +37,24 @@ def test_only_settings_that_differ_are_columns_and_common_ones_stand_above() -> 
         "c 0.9200 0.8500 to 0.9500 0.8000 0.9000 epochs=20; model.input_size=[64,96]",
         'b 0.9100 0.8500 to 0.9500 0.8000 0.9000 0.8500 epochs=3; model.input_size=null; "two lines"',
         "a 0.9000 0.8500 to 0.9500 0.8000 0.9000 epochs=20; model.input_size=null",
+        "CV is of each run alone, by its highest probability; note the score a run got alone",
     ]
+
+
+def test_what_a_score_is_compared_with_is_said_once_and_only_where_one_is_noted() -> None:
+    unscored, scored = entry("a", 0.9), entry("b", 0.8, 0.7)
+    assert "note the score" not in "\n".join(format_ledger([unscored]))
+    assert (
+        "\n".join(format_ledger([unscored, scored, entry("c", 0.3, 0.4, task="other")])).count("a run got alone") == 1
+    )
+    losses = format_ledger([entry("a", 0.3, 0.4, metric="log_loss")])
+    assert losses[-1] == "CV is of each run alone; note the score a run got alone"
+
+
+def test_a_run_whose_folder_is_gone_is_marked() -> None:
+    entries = [entry("a", 0.9), entry("b", 0.8)]
+    lines = format_ledger(entries, gone={entries[1].run_id})
+    assert lines[-1].startswith("b (folder gone)  0.8") and "gone" not in "".join(lines[:-1])
 
 
 def test_one_run_shows_what_is_not_default() -> None:
@@ -76,8 +93,11 @@ def test_the_table_is_sorted_by_the_metric_s_direction_and_tasks_are_kept_apart(
 def test_authors_are_shown_when_there_are_several_and_tell_namesakes_apart() -> None:
     entries = [entry("a", 0.3, author="anna"), entry("a", 0.2, author="ben"), entry("c", 0.1, author="ben")]
     table = "\n".join(format_ledger(entries))
-    assert "author" in table and "a (anna)" in table and "a (ben)" in table and "c (ben)" not in table
+    assert "author" in table and "a (by anna)" in table and "a (by ben)" in table and "c (by" not in table
     assert "author" not in "\n".join(format_ledger(entries[1:]))
+    first, second = entry("b", 0.3, 0.1), entry("b", 0.2, 0.2)
+    table = "\n".join(format_ledger([first, dataclasses.replace(second, run_id="d143")]))
+    assert f"b (run {first.run_id[:4]})" in table and "b (run d143)" in table
 
 
 def test_the_plot_shows_every_score_over_cv(tmp_path: Path) -> None:
@@ -85,8 +105,8 @@ def test_the_plot_shows_every_score_over_cv(tmp_path: Path) -> None:
     entries[0] = dataclasses.replace(entries[0], interval=(0.85, 0.97))
     figure = make_figure([entry("other", 0.5, 0.4, task="other"), *entries, entry("unscored", 0.9)])
     other, axes = figure.axes
-    assert other.get_title().startswith("other: 1 run(s) have a private score")
-    assert " ".join(axes.get_title().split()) == f"toy: {trust(entries).text}"
+    assert other.get_title().startswith("other, private board: 1 run(s) have a private score")
+    assert " ".join(axes.get_title().split()) == f"toy, {trust(entries).text}"
     assert axes.get_xlabel() == "CV: macro_recall out of fold, with 95 % interval"
     assert axes.get_ylabel() == "leaderboard score"
     drawn = {bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in axes.containers}
@@ -99,7 +119,9 @@ def test_the_plot_shows_every_score_over_cv(tmp_path: Path) -> None:
     assert private.lines[2][0].get_segments()[-1] == pytest.approx(np.array([[0.85, 0.8], [0.97, 0.8]]))
     assert {text.get_text() for text in axes.texts} == {"r0", "r1", "r2", "r3"}
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert "private = CV -0.1000, the mean gap" in labels and any(text.startswith("score = CV") for text in labels)
+    assert "private board = CV -0.1000, the mean gap" in labels and any(
+        text.startswith("score = CV") for text in labels
+    )
 
 
 def test_the_plot_names_the_best_and_says_how_low_is_better() -> None:
@@ -118,7 +140,30 @@ def test_the_plot_is_a_png_whatever_runs_are_called(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["cv.png"]
 
 
-def test_a_plot_needs_a_score(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no run has a leaderboard score to draw; note some: kaggle-kit runs note"):
-        plot_ledger([entry("a", 0.9)], tmp_path / "cv.png")
+def test_without_a_score_the_plot_shows_cv_alone(tmp_path: Path) -> None:
+    entries = [entry(f"r{i}", 0.9 + i / 100, interval=(0.85, 0.97 + i / 100)) for i in range(3)]
+    figure = make_figure([*entries, entry("other", 0.3, task="other", metric="log_loss")])
+    other, axes = figure.axes
+    assert (
+        figure.get_suptitle() == NO_SCORE == ("no leaderboard score noted yet: kaggle-kit runs note RUN --public SCORE")
+    )
+    (bars,) = axes.containers
+    assert bars.lines[0].get_xydata().tolist() == [[0.92, 0], [0.91, 1], [0.9, 2]]
+    assert bars.lines[2][0].get_segments()[0] == pytest.approx(np.array([[0.85, 0], [0.99, 0]]))
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["r2", "r1", "r0"]
+    assert axes.get_ylabel() == "" and axes.get_ylim() == (2.5, -0.5)
+    assert other.get_xlabel().endswith("lower is better")
+    plot_ledger(entries * 20, tmp_path / "cv.png")
+    assert (tmp_path / "cv.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_says_that_folds_differ() -> None:
+    entries = [entry(f"r{i}", 0.9 + i / 100, 0.8, folds=f"stratified {i}") for i in range(2)]
+    (axes,) = make_figure(entries).axes
+    assert "Their folds differ" in axes.get_title() and axes.get_title().startswith("toy, private board: ")
+
+
+def test_a_plot_needs_a_cv(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none of 1 run\(s\) has a CV to draw; train one"):
+        plot_ledger([entry("a", float("nan"))], tmp_path / "cv.png")
     assert list(tmp_path.iterdir()) == []

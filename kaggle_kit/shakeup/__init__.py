@@ -137,6 +137,11 @@ class Shakeup:
         return float((self._ranks(self.private)[:, self.order[0]] == 1).mean())
 
     @property
+    def choice_leads_public(self) -> float:
+        """How often that run leads public, alone or with others."""
+        return float((self._ranks(self.public)[:, self.order[0]] == 1).mean())
+
+    @property
     def leader_holds(self) -> float:
         """How often the public leader leads private too, alone or with others."""
         return float((self._lead(self.public) * (self._ranks(self.private) == 1)).sum(axis=1).mean())
@@ -159,32 +164,6 @@ class Shakeup:
         pair = [self.names.index(self.choice), self.names.index(self.rival)]
         change = np.diff(self.private[:, pair]) - np.diff(self.public[:, pair])
         return float(np.quantile(np.abs(change), 0.95))
-
-    @property
-    def sentence(self) -> str:
-        """What to do, in one sentence."""
-        if len(self.names) == 1:
-            return self._sentence_of_one()
-        if self.rival is None:
-            return f"Choose any of {some_of(self.names, 9)}: they score the same in every draw, so no rank can change."
-        lost, low, high = map(score_text, self.lost)
-        wrong = 1 - self.leader_holds
-        agrees = (self._ranks(self.public)[:, self.order[0]] == 1).mean() >= 0.95
-        advice = "which will lead the public board too" if agrees else "even if another leads the public board"
-        return (
-            f"Choose {self.choice!r}, {advice}: it is best on private in {percent(self.choice_leads)} of draws, while "
-            f"trusting the public leader is wrong in {percent(wrong)} and costs {lost} on average ({low} to {high} in "
-            f"95 % of draws); a public lead below {score_text(self.noise)} between {self.choice!r} and "
-            f"{self.rival!r} does not tell who wins private."
-        )
-
-    def _sentence_of_one(self) -> str:
-        low, high = map(score_text, middle_part(self.private - self.public)[0])
-        return (
-            f"With {self.choice!r} alone no rank can change, but expect its score to go from "
-            f"{score_text(self.public.mean())} on public to {score_text(self.private.mean())} on private: a change of "
-            f"{low} to {high} (95 % of draws) is no reason to change anything."
-        )
 
     @property
     def _sign(self) -> float:
@@ -233,6 +212,10 @@ def estimate_shakeup(
     draws, wanted = _affordable(task, draws, (public.num_images + private.num_images) * len(runs)), draws
     if draws < wanted:
         notes.append(f"{task.metric} sorts probabilities: parts were drawn {draws:,} times, not {wanted:,}")
+    if draws < _FEWEST_DRAWS:
+        notes.append(
+            f"only {draws} draw(s): percentages are coarse, in steps of {100 / draws:.0f} %; draw more, such as 300"
+        )
     pool = _make_pool(task, truth, list(runs.values()), unseen)
     rng = np.random.default_rng(seed)
     scores = np.empty((draws, 2, len(runs)))
