@@ -404,4 +404,4 @@ class TestDuplicates:
         same[1] = 0
         found = describe_duplicates(labels, same)
         assert found.num_images == 2
-        assert "1 of them are labelled in several ways, such as 'Train_0', 'Train_1'" in found.text
+        assert "1 set(s) are labelled in several ways, such as 'Train_0', 'Train_1'" in found.text
