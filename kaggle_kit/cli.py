@@ -99,7 +99,7 @@ def _add_samples(add: Adder) -> None:
     demo = add("demo", commands.demo, "go the whole way on the sample competition", "kaggle-kit demo --fast")
     demo.add_argument("--out", type=Path, default=Path("kaggle_kit_demo"), metavar="DIR", help="default: %(default)s")
     demo.add_argument(
-        "--fast", action="store_true", help="fewer images and epochs, lower scores: under 90 seconds on 2 cores"
+        "--fast", action="store_true", help="fewer images and epochs, lower scores: one to two minutes on 2 cores"
     )
 
     sample = add("sample", commands.sample, "make a sample competition, offline", "kaggle-kit sample digits ./digits")
