@@ -239,3 +239,45 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(commands, "demo", full)
     assert main(["demo"]) == 2
     assert "No space left on device: runs/a/last.safetensors" in capsys.readouterr().err
+
+
+def test_a_check_looks_at_images_where_they_are_packed_and_packs_none(
+    wide: Toy, task_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "elsewhere" / "somebody.csv"
+    path.parent.mkdir()
+    rows = [f"Train_{i},{i % 2}" for i in range(48)]  # Train_0 and Train_1 are equal; writers go by i % 4
+    path.write_text("\n".join(["image_id,fold", *rows]) + "\n")
+    check = ["folds", task_file, str(wide.data), "--check", str(path)]
+    before = sorted(tmp_path.rglob("*"))
+    assert main(check) == 0
+    told = capsys.readouterr().out
+    assert "no packed store of these images" in told and "sound as far as labels tell" in told
+    assert sorted(tmp_path.rglob("*")) == before
+    assert main(["pack", task_file, str(wide.data), "--out", str(tmp_path / "store")]) == 0
+    assert main([*check, "--packed", str(tmp_path / "store")]) == 1
+    assert "LEAK  1 set(s) of equal images lie in several folds" in capsys.readouterr().out
+    assert main([*check, "--labels-only", "--scheme", "grouped"]) == 0
+    path.write_text("\n".join(["image_id,fold", *(f"Train_{i},{i % 3}" for i in range(48))]) + "\n")
+    assert main([*check, "--labels-only", "--scheme", "grouped"]) == 1
+    assert "LEAK  4 of 4 groups lie in several folds" in capsys.readouterr().out
+
+
+def test_a_share_of_unseen_images_that_cannot_be_reached_is_said(
+    wide: Toy, task_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "folds.parquet")
+    command = ["folds", task_file, str(wide.data), "--out", out, "--scheme", "unseen", "--n", "2", "--labels-only"]
+    assert main([*command, "--unseen-share", "0.2"]) == 0
+    assert "of the validating images show unseen combinations, not 20.0%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("asked", "shifts"), [([], False), (["--prior-shift", "always"], True)])
+def test_class_shares_are_corrected_only_when_asked_for(
+    trained: tuple[Toy, list[Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: list[str], shifts: bool
+) -> None:
+    runs = [str(run.folder) for run in trained[1]]
+    blend = tmp_path / "blend.json"
+    assert main(["blend", *runs, "--out", str(blend), *asked, "--json"]) == 0
+    assert last_json(capsys)["prior_shift"] is shifts
+    assert json.loads(blend.read_text())["prior_shift"] is shifts

@@ -378,3 +378,9 @@ def test_small_and_odd_labels_give_what_was_asked_for_or_an_error(scheme: Scheme
 
 def test_the_command_line_knows_every_scheme() -> None:
     assert get_args(Scheme) == cli.SCHEMES
+
+
+def test_training_is_told_that_a_csv_is_only_for_checking(tmp_path: Path) -> None:
+    write_rows(tmp_path / "folds.csv", ["id", "fold"], [["a", 0], ["b", 1]])
+    with pytest.raises(DataError, match=r"folds\.csv is a CSV, which .* reads and training does not"):
+        Folds.load(tmp_path / "folds.csv")

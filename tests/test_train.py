@@ -14,11 +14,13 @@ from conftest import SIZE, Toy, wide_task
 from pyarrow import parquet
 
 from kaggle_kit.blending import fit_blend
-from kaggle_kit.errors import CheckpointError, DataError, KitError, SettingError
+from kaggle_kit.ensemble import equal_blend
+from kaggle_kit.errors import BundleError, CheckpointError, DataError, KitError, SettingError
 from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
 from kaggle_kit.packing.competition import pack_train
+from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run, read_run
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import rows_of
@@ -309,6 +311,14 @@ def test_the_best_epoch_of_a_metric_of_which_less_is_better_is_the_lowest(wide: 
     assert len(scores) == 3
     assert run.folds[0].epoch == 1 + int(np.argmin(scores))
     assert run.score.total == pytest.approx(min(scores), abs=1e-5)
+    found = fit_blend([run])
+    assert found.blend.decision.is_plain
+    assert write_bundle([run], found.blend, tmp_path / "bundle").oof_score == pytest.approx(run.score.total)
+    oof = run.oof()
+    turned = {head: probs[:, ::-1].copy() for head, probs in oof.probs.items()}
+    Predictions(ids=oof.ids, probs=turned).save(run.oof_file)
+    with pytest.raises(BundleError, match=r"the exported blend decides .* and scores"):
+        write_bundle([run], equal_blend([run.name]), tmp_path / "other")
 
 
 def test_a_loss_that_is_no_number_stops_training(wide: Toy, tmp_path: Path) -> None:

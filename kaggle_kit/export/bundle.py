@@ -32,7 +32,7 @@ from kaggle_kit.runtime.bundle import (
     save_golden,
     write_manifest,
 )
-from kaggle_kit.scores import score_answers
+from kaggle_kit.scores import Answers, score_answers
 from kaggle_kit.sources import PackedSource, Source, open_source
 from kaggle_kit.tables import Text, rows_of
 from kaggle_kit.task import Task
@@ -198,7 +198,10 @@ def _check_score(task: Task, blend: Blend, exported: Sequence[_Exported], oof: P
     before, after = (blend.decision.decide(part.probs) for part in (oof.align(shared), again))
     changed = sum(int((before[head] != after[head]).sum()) for head in task.heads)
     if changed > CHANGED_SHARE * len(shared) * len(task.heads):
-        scores = [score_answers(task, truth, decided).total for decided in (after, before)]
+        answers: list[Answers] = [after, before]
+        if blend.decision.is_plain:  # the only decision of a metric of probabilities, which takes no classes
+            answers = [again.probs, oof.align(shared).probs]
+        scores = [score_answers(task, truth, one).total for one in answers]
         raise BundleError(
             f"the exported blend decides {changed:,} of {len(shared) * len(task.heads):,} out-of-fold answers "
             f"otherwise than the runs' oof.npz and scores {scores[0]:.4f}, not {scores[1]:.4f}; "
