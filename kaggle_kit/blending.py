@@ -13,12 +13,13 @@ from kaggle_kit.decision_fitting import FittedDecision, fit_decision
 from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
 from kaggle_kit.errors import DataError, SettingError
 from kaggle_kit.folds import Folds, labels_hash
-from kaggle_kit.labels import Classes, Labels
+from kaggle_kit.labels import Classes, Labels, class_counts, class_shares
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import file_sha256
 from kaggle_kit.scores import DRAWS, SplitScore, score_split
 from kaggle_kit.shift_effect import ShiftEffect, prior_shift_effect
+from kaggle_kit.task import refuse_multilabel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,9 @@ class FittedBlend:
     Attributes:
         blend: Weights and decision rules.
         oof: The blend's out-of-fold predictions.
-        truth: {head: (N,) class indices} of the same images.
+        truth: {head: (N,) class indices, or of multi-label heads (N, C) of 0 and 1} of the same images.
         priors: {head: (C,) shares of the classes among the labelled images}.
-        scores: Of the highest probability, on seen and unseen combinations apart.
+        scores: Of the highest probability (multi-label: of 0.5), on seen and unseen combinations apart.
         fitted: What rules were tried; None when none were.
     """
 
@@ -51,7 +52,8 @@ def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool 
         prior_shift: Whether the kernel shall correct for the test's class shares.
 
     Raises:
-        SettingError: When no runs are given, or two have the same name or different tasks.
+        SettingError: When no runs are given, two have the same name or different tasks, or class shares are to be
+            corrected for and a head is multi-label.
         DataError: When runs were trained on different folds, or the labels have changed since.
         PredictionError: When runs predict different images.
     """
@@ -63,11 +65,13 @@ def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool 
             raise SettingError(
                 f"runs {runs[0].name!r} and {run.name!r} have different heads or metrics; blend runs of one task"
             )
+    if prior_shift:
+        refuse_multilabel(task, "correcting for class shares", "leave --prior-shift out")
     blend = equal_blend([run.name for run in runs])
     oof = blend_predictions(blend, {run.name: run.oof() for run in runs})
     labels, folds = _common_folds(runs)
     truth, rows = labels.align(oof.ids).classes, folds.rows(oof.ids)
-    counts = {h: np.bincount(labels.classes[h], minlength=head.num_classes) for h, head in task.heads.items()}
+    counts = {name: class_counts(labels.classes[name], head) for name, head in task.heads.items()}
     groups = labels.align(oof.ids).group_numbers()
     scores = score_split(task, truth, oof.probs, folds.unseen[rows], draws=DRAWS, groups=groups)
     fitted = None
@@ -81,7 +85,7 @@ def fit_blend(runs: Sequence[Run], *, fit_rules: bool = True, prior_shift: bool 
         blend=blend,
         oof=oof,
         truth=truth,
-        priors={head: values / values.sum() for head, values in counts.items()},
+        priors={head: class_shares(labels.classes[head], task.heads[head]) for head in task.heads},
         scores=scores,
         fitted=fitted,
     )

@@ -1,13 +1,14 @@
 """Decisions: the class that probabilities stand for, by the rule that was found to suit the competition's metric.
 
 A metric such as macro recall is not served best by the highest probability: rare classes count as much as common
-ones. A rule adds a bias to the logarithm of each class's probability before the highest one decides.
+ones. A rule adds a bias to the logarithm of each class's probability before the highest one decides. A multi-label head
+says every class whose probability reaches the class's threshold, 0.5 where none was fitted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,12 +17,15 @@ import numpy.typing as npt
 
 from kaggle_kit.errors import PredictionError, SettingError
 from kaggle_kit.labels import Classes
+from kaggle_kit.task import Task
 
-RuleName = Literal["argmax", "prior_power", "class_bias"]
+RuleName = Literal["argmax", "prior_power", "class_bias", "thresholds"]
 Floats = npt.NDArray[np.float64]
 
 _TINY = 1e-38  # lowest probability whose logarithm is taken; near float32's smallest normal number
 _CHUNK = 16_384
+
+HALF = 0.5  # the threshold of a class for which none was fitted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,39 +34,57 @@ class HeadRule:
 
     Attributes:
         rule: `argmax`: no bias; `prior_power`: bias -power x log(the class's count in train), up to a constant;
-            `class_bias`: one fitted number a class.
-        log_bias: C numbers; empty for argmax.
+            `class_bias`: one fitted number a class; `thresholds`: of a multi-label head.
+        log_bias: C numbers; empty for argmax and thresholds.
         power: Of prior_power, for people to read; `log_bias` decides.
+        thresholds: C numbers of a multi-label head; above 1 for a class that is never said.
     """
 
     rule: RuleName
     log_bias: tuple[float, ...] = ()
     power: float = 0.0
+    thresholds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if (self.rule == "argmax") != (not self.log_bias):
-            wanted = "no values" if self.rule == "argmax" else "one value a class"
-            raise SettingError(f"`log_bias` has {len(self.log_bias)} value(s); rule {self.rule!r} needs {wanted}")
-        for name, value in (*((f"log_bias[{i}]", v) for i, v in enumerate(self.log_bias)), ("power", self.power)):
-            if not math.isfinite(value):
-                raise SettingError(f"`{name}` is {value}; expected a finite number: fit the rule again")
+        for name, users in (("log_bias", ("prior_power", "class_bias")), ("thresholds", ("thresholds",))):
+            values = getattr(self, name)
+            if (self.rule in users) != bool(values):
+                wanted = "one value a class" if self.rule in users else "no values"
+                raise SettingError(f"`{name}` has {len(values)} value(s); rule {self.rule!r} needs {wanted}")
+            for index, value in enumerate(values):
+                _check_finite(f"{name}[{index}]", value)
+        _check_finite("power", self.power)
 
-    def decide(self, probs: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Return (N,) class indices; of equal scores the lower class wins.
+    @classmethod
+    def halves(cls, num_classes: int) -> HeadRule:
+        """Return the rule of a multi-label head for which none was fitted."""
+        return cls(rule="thresholds", thresholds=(HALF,) * num_classes)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing fitted decides: the highest probability does, or 0.5."""
+        return self.rule == "argmax" or (self.rule == "thresholds" and set(self.thresholds) == {HALF})
+
+    def decide(self, probs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return (N,) class indices, or (N, C) uint8 of 0 and 1 by thresholds; of equal scores the lower class wins.
 
         Args:
-            probs: (N, C) probabilities, or any values above 0 that are right up to one factor a row.
+            probs: (N, C) probabilities, or but for thresholds any values above 0 that are right up to one factor a row.
 
         Raises:
-            PredictionError: When there are not as many classes as biases.
+            PredictionError: When there are not as many classes as biases or thresholds.
         """
-        if not self.log_bias:
+        if self.rule == "argmax":
             return np.asarray(probs.argmax(axis=1), np.int64)
-        if probs.ndim != 2 or probs.shape[1] != len(self.log_bias):
+        values = self.log_bias or self.thresholds
+        if probs.ndim != 2 or probs.shape[1] != len(values):
+            what = "biases" if self.log_bias else "thresholds"
             raise PredictionError(
-                f"probs have shape {probs.shape}, and the rule {self.rule!r} holds {len(self.log_bias)} biases; "
+                f"probs have shape {probs.shape}, and the rule {self.rule!r} holds {len(values)} {what}; "
                 "decide with the rule that was fitted for these classes"
             )
+        if self.rule == "thresholds":
+            return (probs >= np.array(self.thresholds)).astype(np.uint8)
         bias = np.array(self.log_bias)
         decided = np.empty(len(probs), np.int64)
         for rows in row_chunks(len(probs)):
@@ -75,7 +97,7 @@ class Decision:
     """One rule a head.
 
     Attributes:
-        heads: {head: rule}; heads that are not named go by their highest probability.
+        heads: {head: rule}; heads that are not named go by their highest probability, multi-label ones by 0.5.
     """
 
     heads: dict[str, HeadRule] = field(default_factory=dict)
@@ -85,11 +107,18 @@ class Decision:
         """Return the decision by the highest probability, naming these heads."""
         return cls(heads={head: HeadRule(rule="argmax") for head in heads})
 
-    def decide(self, probs: Mapping[str, npt.NDArray[Any]]) -> Classes:
-        """Return {head: (N,) class indices}.
+    @classmethod
+    def plain(cls, task: Task) -> Decision:
+        """Return the decision by the highest probability, by 0.5 of multi-label heads, naming every head."""
+        halves = {name: HeadRule.halves(task.heads[name].num_classes) for name in task.multilabel_heads}
+        return cls(heads=cls.argmax(task.heads).heads | halves)
+
+    def decide(self, probs: Mapping[str, npt.NDArray[Any]], *, multilabel: Collection[str] = ()) -> Classes:
+        """Return {head: (N,) class indices, or of multi-label heads (N, C) uint8 of 0 and 1}.
 
         Args:
             probs: {head: (N, C) probabilities}.
+            multilabel: The multi-label heads, so that one without a rule goes by 0.5.
 
         Raises:
             PredictionError: When a head with a rule has no probabilities, or another number of classes.
@@ -99,9 +128,9 @@ class Decision:
             raise PredictionError(
                 f"head {absent[0]!r} has a rule and no probs (found: {', '.join(probs)}); give the probs of every head"
             )
-        plain = HeadRule(rule="argmax")
         decided = {}
         for head, values in probs.items():
+            plain = HeadRule.halves(values.shape[1]) if head in multilabel else HeadRule(rule="argmax")
             try:
                 decided[head] = self.heads.get(head, plain).decide(values)
             except PredictionError as error:
@@ -110,12 +139,12 @@ class Decision:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the highest probability decides everywhere."""
-        return all(rule.rule == "argmax" for rule in self.heads.values())
+        """Whether nothing fitted decides: the highest probability does everywhere, of multi-label heads 0.5."""
+        return all(rule.is_plain for rule in self.heads.values())
 
     def describe(self) -> str:
         """Return one line a head for people to read, or one sentence when no head has a rule."""
-        if self.is_plain:
+        if all(rule.rule == "argmax" for rule in self.heads.values()):
             return "the highest probability decides"
         return "\n".join(f"{head}: {_describe_rule(rule)}" for head, rule in self.heads.items())
 
@@ -130,9 +159,22 @@ def row_chunks(num_rows: int) -> Iterator[slice]:
     return (slice(start, start + _CHUNK) for start in range(0, num_rows, _CHUNK))
 
 
+def _check_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise SettingError(f"`{name}` is {value}; expected a finite number: fit the rule again")
+
+
 def _describe_rule(rule: HeadRule) -> str:
     if rule.rule == "argmax":
         return "the highest probability decides"
+    if rule.rule == "thresholds":
+        low, high = int(np.argmin(rule.thresholds)), int(np.argmax(rule.thresholds))
+        if rule.is_plain:
+            return f"every class of probability {HALF} or more is said"
+        return (
+            "every class is said whose probability reaches its threshold; thresholds from "
+            f"{rule.thresholds[low]:.2f} (class {low}) to {rule.thresholds[high]:.2f} (class {high})"
+        )
     if rule.rule == "prior_power":
         return f"the highest probability / (images of the class in train)^{rule.power:.2f} decides"
     low, high = int(np.argmin(rule.log_bias)), int(np.argmax(rule.log_bias))

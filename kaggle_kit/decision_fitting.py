@@ -6,7 +6,8 @@ decides. That bounds luck and does not exclude it. Each rule of each head is jud
 images each on which no rule could help, one was kept for 3 % where the probabilities were right, and for 4 to 8 % where
 they were noise. Nor is everything nested: the choice between two rules that pass is made on the rows that score it
 (`class_bias` must be better than `prior_power` beyond luck), and the class counts that `prior_power` uses hold the
-labels of the held fold too, so that of its power alone it is asked whether it suits unseen images.
+labels of the held fold too, so that of its power alone it is asked whether it suits unseen images. Multi-label heads
+have thresholds for a rule; none is fitted to macro recall, which is highest where every class is said.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.decision import Decision, HeadRule
+from kaggle_kit.decision import HALF, Decision, HeadRule
 from kaggle_kit.decision_search import Floats, Ints, Mask, bias_fitter, power_fitter
 from kaggle_kit.errors import DataError, PredictionError
 from kaggle_kit.labels import Classes
@@ -27,8 +28,9 @@ from kaggle_kit.metrics import PROBABILITY_METRICS
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.scores import DRAWS, Answers, Score, bootstrap_heads, metric_value, middle_part, score_answers
 from kaggle_kit.task import Metric, Task
+from kaggle_kit.threshold_search import FITTABLE, threshold_fitter
 
-FittedRule = Literal["prior_power", "class_bias"]
+FittedRule = Literal["prior_power", "class_bias", "thresholds"]
 Counts = Mapping[str, npt.NDArray[Any]]
 Interval = tuple[float, float]
 
@@ -71,7 +73,8 @@ class FittedDecision:
         argmax: Score when the highest probability decides. For a metric of probabilities both are the score of the
             probabilities, without intervals.
         note: Why nothing was tried; empty when something was.
-        decided: {head: (N,) class indices}: the decisions that `nested` scores, in the order of the rows given.
+        decided: {head: (N,) class indices, or (N, C) of 0 and 1}: the decisions that `nested` scores, in the order of
+            the rows given.
     """
 
     decision: Decision
@@ -85,15 +88,15 @@ class FittedDecision:
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A rule fitted on all rows, and (N,) decisions.
+    """A rule fitted on all rows, and (N,) decisions, or (N, C) of a multi-label head.
 
-    They are the rule's own, those of rules fitted without the row's fold, and those by the highest probability.
+    They are the rule's own, those of rules fitted without the row's fold, and those where nothing was fitted.
     """
 
     rule: HeadRule
-    own: Ints
-    nested: Ints
-    plain: Ints
+    own: npt.NDArray[Any]
+    nested: npt.NDArray[Any]
+    plain: npt.NDArray[Any]
 
 
 Trials = dict[str, dict[FittedRule, _Trial]]  # {head: {rule: trial}}
@@ -114,7 +117,7 @@ def fit_decision(
 
     Args:
         task: Gives the metric, and the heads' weights for the total; as that is a mean, each head is fitted alone.
-        truth: {head: (N,) class indices}.
+        truth: {head: (N,) class indices, or of multi-label heads (N, C) of 0 and 1}.
         probs: {head: (N, C) out-of-fold probabilities}, rows in the same order.
         folds: (N,) the fold each row was held out in. Where it is the same for all, random fifths take its place.
         counts: {head: (C,) images of each class in train}. They are used as given for every fold, so they hold the
@@ -131,12 +134,15 @@ def fit_decision(
     """
     _check(task, truth, probs, folds, counts)
     _check_groups(groups, len(folds))
-    plain = Decision.argmax(task.heads).decide({name: probs[name] for name in task.heads})
+    plain = Decision.plain(task).decide({name: probs[name] for name in task.heads})
     if task.metric in PROBABILITY_METRICS:
         return _nothing_to_fit(task, score_answers(task, truth, probs), plain)
-    parts = {name: nested_parts(folds, truth[name], groups=groups, seed=seed) for name in task.heads}
+    spread = {name: classes if classes.ndim == 1 else classes.sum(axis=1) for name, classes in truth.items()}
+    parts = {name: nested_parts(folds, spread[name], groups=groups, seed=seed) for name in task.heads}
     trials = _try_rules(task, truth, probs, parts, counts)
-    answers = [plain, *(plain | {head: tried[rule].nested for head, tried in trials.items()} for rule in RULES)]
+    # a head of fewer rules has its last one tried again, which is then no better than itself
+    tried = {head: [trial.nested for trial in of_head.values()] for head, of_head in trials.items()}
+    answers = [plain, *(plain | {h: own[min(n, len(own) - 1)] for h, own in tried.items()} for n in range(len(RULES)))]
     drawn = bootstrap_heads(task, truth, answers, draws=draws, seed=seed, groups=groups)  # (draws, 1 + rules, heads)
     return _choose(task, truth, trials, answers, drawn)
 
@@ -155,18 +161,24 @@ def format_decision(fitted: FittedDecision) -> list[str]:
     if not kept:
         return [
             *lines,
-            f"no rule helps beyond luck: let the highest probability decide; {fitted.metric} {fitted.argmax}",
+            f"no rule helps beyond luck: let {_unfitted(fitted)} decide; {fitted.metric} {fitted.argmax}",
         ]
     return [
         *lines,
-        f"use the fitted decision (a rule for {', '.join(kept)}): {fitted.metric} {fitted.nested}, where the highest "
-        f"probability alone gets {fitted.argmax}",
+        f"use the fitted decision (a rule for {', '.join(kept)}): {fitted.metric} {fitted.nested}, where "
+        f"{_unfitted(fitted)} alone gets {fitted.argmax}",
     ]
+
+
+def _unfitted(fitted: FittedDecision) -> str:
+    """Return what decides where nothing was fitted."""
+    many = {rule.rule == "thresholds" for rule in fitted.decision.heads.values()}
+    return " or ".join(["the highest probability"] * (False in many) + [f"a threshold of {HALF}"] * (True in many))
 
 
 def _nothing_to_fit(task: Task, score: Score, decided: Classes) -> FittedDecision:
     return FittedDecision(
-        decision=Decision.argmax(task.heads),
+        decision=Decision.plain(task),
         metric=task.metric,
         candidates=(),
         nested=score,
@@ -178,28 +190,44 @@ def _nothing_to_fit(task: Task, score: Score, decided: Classes) -> FittedDecisio
 
 def _try_rules(task: Task, truth: Classes, probs: Answers, parts: Mapping[str, Ints], counts: Counts) -> Trials:
     """Return the trials of the heads whose truth has several classes; `parts` are what a fit is nested in."""
-    heads = [name for name in task.heads if len(np.unique(truth[name])) > 1]
-    fits = sum(len(RULES) * (1 + len(np.unique(parts[head]))) for head in heads)
+    fitted = {name: _rules_of(task, name) for name in task.heads if len(np.unique(truth[name])) > 1}
+    fits = sum(len(rules) * (1 + len(np.unique(parts[head]))) for head, rules in fitted.items())
     trials: Trials = {}
     with progress_bar(fits, "fitting the decision", unit="fit") as bar:
-        for head in heads:
-            fitters: dict[FittedRule, Callable[[Mask], HeadRule]] = {
-                "prior_power": power_fitter(task.metric, truth[head], probs[head], counts[head]),
-                "class_bias": bias_fitter(task.metric, truth[head], probs[head]),
-            }
-            trials[head] = {rule: _try_rule(fitters[rule], probs[head], parts[head], bar) for rule in RULES}
+        for head, rules in fitted.items():
+            own = {rule: _fitter(rule, task.metric, truth[head], probs[head], counts[head]) for rule in rules}
+            plain = Decision.plain(task).heads[head].decide(probs[head])
+            if rules:
+                trials[head] = {rule: _try_rule(fit, probs[head], plain, parts[head], bar) for rule, fit in own.items()}
     return trials
 
 
-def _try_rule(fit: Callable[[Mask], HeadRule], probs: npt.NDArray[Any], parts: Ints, bar: Any) -> _Trial:
-    nested = np.empty(len(probs), np.int64)
+def _rules_of(task: Task, head: str) -> tuple[FittedRule, ...]:
+    """Return the rules that can be tried for a head, in the order of choice."""
+    if task.heads[head].kind != "multilabel":
+        return RULES
+    return ("thresholds",) if task.metric in FITTABLE else ()
+
+
+def _fitter(
+    rule: FittedRule, metric: Metric, truth: npt.NDArray[Any], probs: npt.NDArray[Any], counts: npt.NDArray[Any]
+) -> Callable[[Mask], HeadRule]:
+    if rule == "thresholds":
+        return threshold_fitter(metric, truth, probs)
+    return power_fitter(metric, truth, probs, counts) if rule == "prior_power" else bias_fitter(metric, truth, probs)
+
+
+def _try_rule(
+    fit: Callable[[Mask], HeadRule], probs: npt.NDArray[Any], plain: npt.NDArray[Any], parts: Ints, bar: Any
+) -> _Trial:
+    nested = np.empty_like(plain)
     for part in np.unique(parts):
         held = parts == part
         nested[held] = fit(~held).decide(probs[held])
         bar.update()
     rule = fit(np.ones(len(probs), bool))
     bar.update()
-    return _Trial(rule=rule, own=rule.decide(probs), nested=nested, plain=probs.argmax(axis=1))
+    return _Trial(rule=rule, own=rule.decide(probs), nested=nested, plain=plain)
 
 
 def nested_parts(folds: Ints, truth: Ints, *, groups: Ints | None = None, seed: int) -> Ints:
@@ -229,16 +257,22 @@ def _choose(task: Task, truth: Classes, trials: Trials, answers: list[Classes], 
         if head in trials:
             candidates += _candidates(task, head, truth[head], trials[head], drawn[:, :, column], picks[-1])
     chosen = {head: answers[pick][head] for head, pick in zip(task.heads, picks, strict=True)}
-    rules = Decision.argmax(task.heads).heads | {one.head: one.rule for one in candidates if one.kept}
+    rules = Decision.plain(task).heads | {one.head: one.rule for one in candidates if one.kept}
     return FittedDecision(
         decision=Decision(heads=rules),
         metric=task.metric,
         candidates=tuple(candidates),
         nested=_score(task, truth, chosen, drawn[:, picks, np.arange(len(picks))]),
         argmax=_score(task, truth, answers[0], drawn[:, 0]),
-        note="" if trials else "each head has a single class among these images: there is no decision to fit",
+        note="" if trials else _why_nothing(task),
         decided=chosen,
     )
+
+
+def _why_nothing(task: Task) -> str:
+    if task.multilabel_heads and task.metric not in FITTABLE:
+        return f"{task.metric} of a multi-label head is highest where every class is said: there is no threshold to fit"
+    return "each head has a single class among these images: there is no decision to fit"
 
 
 def _pick(drawn: Floats) -> int:
@@ -252,16 +286,15 @@ def _pick(drawn: Floats) -> int:
 
 
 def _candidates(
-    task: Task, head: str, truth: Ints, trials: dict[FittedRule, _Trial], drawn: Floats, picked: int
+    task: Task, head: str, truth: npt.NDArray[Any], trials: dict[FittedRule, _Trial], drawn: Floats, picked: int
 ) -> list[Candidate]:
     """Return what became of each trial of a head."""
 
-    def measure(decided: Ints) -> float:
+    def measure(decided: npt.NDArray[Any]) -> float:
         return metric_value(task.metric, truth, decided, task.heads[head].num_classes)
 
     found = []
-    for column, rule in enumerate(RULES, start=1):
-        trial = trials[rule]
+    for column, trial in enumerate(trials.values(), start=1):
         (interval,) = middle_part(drawn[:, [column]] - drawn[:, [0]])
         found.append(
             Candidate(
@@ -306,11 +339,13 @@ def _check(task: Task, truth: Classes, probs: Answers, folds: Ints, counts: Coun
         size, rows = head.num_classes, len(folds)
         _check_values(name, probs[name], (rows, size))
         labels, sizes = truth[name], counts[name]
-        if labels.shape != (rows,) or not rows or not (labels.min() >= 0 and labels.max() < size):
+        shape, highest = ((rows, size), 1) if head.kind == "multilabel" else ((rows,), size - 1)
+        if labels.shape != shape or not rows or not (labels.min() >= 0 and labels.max() <= highest):
             span = f", from {labels.min()} to {labels.max()}" if labels.size else ""
+            what = "of 0 and 1" if head.kind == "multilabel" else f"class indices from 0 to {highest}"
             raise DataError(
-                f"head {name!r}: truth has shape {labels.shape}{span}; expected ({rows},) class indices from 0 to "
-                f"{size - 1}, one for each row of `folds`"
+                f"head {name!r}: truth has shape {labels.shape}{span}; expected {shape} {what}, one for each row of "
+                "`folds`"
             )
         if sizes.shape != (size,) or sizes.min() < 0 or not sizes.sum() > 0:
             raise DataError(

@@ -101,8 +101,14 @@ def blend_predictions(blend: Blend, runs: Mapping[str, Predictions]) -> Predicti
                 f"run {name!r} predicts {len(one):,} images with heads {shapes}; run {first_name!r} predicts "
                 f"{len(first):,}; blend runs of one task that cover the same images"
             )
+        if set(one.multilabel) != set(first.multilabel):
+            raise PredictionError(
+                f"runs {first_name!r} and {name!r} have different multi-label heads: {list(first.multilabel)} and "
+                f"{list(one.multilabel)}; blend runs of one task"
+            )
         parts.append(one.align(first.ids).probs)
-    return Predictions(ids=first.ids, probs=mean_probs(parts, list(blend.weights.values())))
+    mean = mean_probs(parts, list(blend.weights.values()))
+    return Predictions(ids=first.ids, probs=mean, multilabel=first.multilabel)
 
 
 def save_blend(blend: Blend, path: Path) -> None:

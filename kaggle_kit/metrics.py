@@ -3,7 +3,8 @@
 It gives none, or another, in three places: kappa of one and the same class is 0 here and NaN there; classes that never
 occur are left out of the curves' means here, and count as 0 or NaN there; and logarithms are taken in float64 here.
 Those of decided classes are functions of (..., C, C) confusion matrices, rows true classes, columns decided ones, so
-that many resamples or candidate rules are scored at once; the others are functions of probabilities.
+that many resamples or candidate rules are scored at once; the others are functions of probabilities. Those of decided
+multi-label heads are in `multilabel`.
 """
 
 from __future__ import annotations
@@ -76,15 +77,18 @@ def log_loss(truth: Ints, probs: npt.NDArray[Any]) -> float:
     """Mean negative logarithm of the true class's probability, as `log_loss` with all C labels; lower is better.
 
     Args:
-        truth: (N,) class indices.
+        truth: (N,) class indices, or (N, C) of 0 and 1: then the mean of the classes' own log losses.
         probs: (N, C), clipped to their type's epsilon.
     """
     return float(np.mean(row_losses(truth, probs)))
 
 
 def row_losses(truth: Ints, probs: npt.NDArray[Any]) -> Floats:
-    """Return (N,) negative logarithms of the true class's probability."""
+    """Return (N,) negative logarithms of the true class's probability; of (N, C) truth the mean over classes."""
     tiny = np.finfo(probs.dtype).eps
+    if truth.ndim == 2:
+        clipped = np.clip(probs, tiny, 1 - tiny).astype(np.float64)
+        return np.asarray(-np.log(np.where(truth > 0, clipped, 1 - clipped)).mean(axis=1))
     picked = np.clip(probs[np.arange(len(truth)), truth], tiny, 1 - tiny)
     return np.asarray(-np.log(picked.astype(np.float64)))
 
@@ -94,6 +98,10 @@ def roc_auc(truth: Ints, probs: npt.NDArray[Any]) -> float:
 
     Classes that are true nowhere or everywhere are left out; NaN when none is left. Ties count half, as in
     `roc_auc_score(average="macro")` on one-hot labels.
+
+    Args:
+        truth: (N,) class indices, or (N, C) of 0 and 1.
+        probs: (N, C).
     """
     return _mean_over_classes(_auc, truth, probs)
 
@@ -103,6 +111,10 @@ def average_precision(truth: Ints, probs: npt.NDArray[Any]) -> float:
 
     Classes that are true nowhere or everywhere are left out; NaN when none is left. Equal scores are one threshold,
     as in `average_precision_score(average="macro")` on one-hot labels.
+
+    Args:
+        truth: (N,) class indices, or (N, C) of 0 and 1.
+        probs: (N, C).
     """
     return _mean_over_classes(_precision, truth, probs)
 
@@ -110,9 +122,16 @@ def average_precision(truth: Ints, probs: npt.NDArray[Any]) -> float:
 def _mean_over_classes(
     measure: Callable[[npt.NDArray[np.bool_], npt.NDArray[Any]], float], truth: Ints, probs: npt.NDArray[Any]
 ) -> float:
-    counts = np.bincount(truth, minlength=probs.shape[1])
-    usable = np.flatnonzero((counts > 0) & (counts < len(truth)))
-    return float(np.mean([measure(truth == label, probs[:, label]) for label in usable])) if len(usable) else np.nan
+    usable = np.flatnonzero(have_curves(truth, probs.shape[1]))
+    positives = [truth[:, label] > 0 if truth.ndim == 2 else truth == label for label in usable]
+    values = [measure(rows, probs[:, label]) for rows, label in zip(positives, usable, strict=True)]
+    return float(np.mean(values)) if values else np.nan
+
+
+def have_curves(truth: Ints, num_classes: int) -> npt.NDArray[np.bool_]:
+    """Return (C,) True for classes that are true of some rows and not of others, of (N,) or (N, C) truth."""
+    counts = truth.sum(axis=0, dtype=np.int64) if truth.ndim == 2 else np.bincount(truth, minlength=num_classes)
+    return np.asarray((counts > 0) & (counts < len(truth)))
 
 
 def _auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[Any]) -> float:

@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,19 +26,24 @@ class Predictions:
 
     Attributes:
         ids: (N,) image ids, no two alike.
-        probs: {head: (N, C) float32, rows sum to 1}.
+        probs: {head: (N, C) float32 in [0, 1]}, whose rows sum to 1 but for multi-label heads.
+        multilabel: The multi-label heads, each of whose classes has a probability of its own.
     """
 
     ids: Text
     probs: Probs
+    multilabel: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(np.unique(self.ids)) != len(self.ids):
             raise PredictionError(
                 f"{len(self.ids) - len(np.unique(self.ids)):,} id(s) occur more than once; join by id"
             )
+        unknown = [head for head in self.multilabel if head not in self.probs]
+        if unknown:
+            raise PredictionError(f"multi-label head {unknown[0]!r} has no probs, only {some_of(self.probs)}; add them")
         for head, probs in self.probs.items():
-            _check_probs(head, probs, self.ids)
+            _check_probs(head, probs, self.ids, sums_to_1=head not in self.multilabel)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,15 +60,21 @@ class Predictions:
             raise PredictionError(
                 f"{len(missing):,} of {len(ids):,} ids have no prediction: {some_of(missing)}; predict them too"
             )
-        return Predictions(ids=ids, probs={head: probs[rows] for head, probs in self.probs.items()})
+        taken = {head: probs[rows] for head, probs in self.probs.items()}
+        return Predictions(ids=ids, probs=taken, multilabel=self.multilabel)
 
     def decide(self) -> Classes:
-        """Return {head: (N,) class index of the highest probability}."""
-        return {head: probs.argmax(axis=1).astype(np.int64) for head, probs in self.probs.items()}
+        """Return {head: (N,) class index of the highest probability; multi-label: (N, C) uint8, 1 from 0.5 on}."""
+        return {
+            head: (probs >= 0.5).astype(np.uint8) if head in self.multilabel else probs.argmax(axis=1).astype(np.int64)
+            for head, probs in self.probs.items()
+        }
 
     def save(self, path: Path) -> None:
-        """Write an .npz file atomically: `ids`, and `probs/<head>` for each head."""
-        arrays = {f"probs/{head}": probs for head, probs in self.probs.items()}
+        """Write an .npz file atomically: `ids`, `probs/<head>` for each head, and `multilabel` where heads are."""
+        arrays: dict[str, npt.NDArray[Any]] = {f"probs/{head}": probs for head, probs in self.probs.items()}
+        if self.multilabel:
+            arrays["multilabel"] = np.array(self.multilabel, np.str_)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, ids=self.ids, **arrays)  # type: ignore[arg-type]
 
@@ -84,7 +96,7 @@ class Predictions:
         if "ids" not in arrays or not probs:
             raise PredictionError(f"{path} holds {some_of(arrays)}; expected `ids` and `probs/<head>`")
         try:
-            return cls(ids=arrays["ids"], probs=probs)
+            return cls(ids=arrays["ids"], probs=probs, multilabel=tuple(arrays.get("multilabel", np.zeros(0)).tolist()))
         except PredictionError as error:
             raise PredictionError(f"{path}: {error}") from None
 
@@ -97,19 +109,27 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
     """
     if not parts:
         raise PredictionError("there are no predictions to join; give at least one part")
-    heads = list(parts[0].probs)
+    heads, multilabel = list(parts[0].probs), parts[0].multilabel
     for part in parts[1:]:
         if list(part.probs) != heads:
             raise PredictionError(f"parts have different heads: {heads} and {list(part.probs)}; predict the same heads")
+        if set(part.multilabel) != set(multilabel):
+            raise PredictionError(
+                f"parts have different multi-label heads: {list(multilabel)} and {list(part.multilabel)}; predict the "
+                "same heads"
+            )
     probs = {head: np.concatenate([part.probs[head] for part in parts]) for head in heads}
-    return Predictions(ids=np.concatenate([part.ids for part in parts]), probs=probs)
+    return Predictions(ids=np.concatenate([part.ids for part in parts]), probs=probs, multilabel=multilabel)
 
 
-def _check_probs(head: str, probs: npt.NDArray[np.float32], ids: Text) -> None:
+def _check_probs(head: str, probs: npt.NDArray[np.float32], ids: Text, *, sums_to_1: bool) -> None:
     if probs.ndim != 2 or len(probs) != len(ids):
         raise PredictionError(f"head {head!r}: probs have shape {probs.shape}; expected ({len(ids)}, classes)")
     if probs.dtype != np.float32:
         raise PredictionError(f"head {head!r}: probs are {probs.dtype}; expected float32")
+    if not sums_to_1:
+        _check_each(head, probs, ids)
+        return
     sums = probs.sum(axis=1, dtype=np.float64)
     wrong = ~(np.abs(sums - 1) <= SUM_TOLERANCE) | (probs.min(axis=1, initial=0) < 0)
     if wrong.any():
@@ -117,4 +137,15 @@ def _check_probs(head: str, probs: npt.NDArray[np.float32], ids: Text) -> None:
         raise PredictionError(
             f"head {head!r}: probs of {str(ids[row])!r} sum to {sums[row]:.4f} (lowest {probs[row].min():.4f}), "
             f"not 1; pass softmax outputs, not logits ({int(wrong.sum()):,} row(s) in all)"
+        )
+
+
+def _check_each(head: str, probs: npt.NDArray[np.float32], ids: Text) -> None:
+    wrong = ~((probs >= 0) & (probs <= 1)).all(axis=1)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise PredictionError(
+            f"multi-label head {head!r}: probs of {str(ids[row])!r} are NaN or outside [0, 1] (from "
+            f"{probs[row].min():.4f} to {probs[row].max():.4f}); pass sigmoid outputs, not logits "
+            f"({int(wrong.sum()):,} row(s) in all)"
         )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from kaggle_kit.decision import HALF
 from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.labels import Classes
-from kaggle_kit.metrics import CLASS_METRICS, PROBABILITY_METRICS, confusion_matrix, row_losses
-from kaggle_kit.task import Metric, Task
+from kaggle_kit.metrics import CLASS_METRICS, PROBABILITY_METRICS, confusion_matrix, have_curves, row_losses
+from kaggle_kit.multilabel import MULTILABEL_METRICS, mark_rows
+from kaggle_kit.task import Head, Metric, Task
 
 Answers = Mapping[str, npt.NDArray[Any]]
 Floats = npt.NDArray[np.float64]
@@ -77,9 +79,10 @@ def score_answers(
 
     Args:
         task: Gives the metric and the heads' weights.
-        truth: {head: (N,) class indices}.
-        answers: {head: (N,) decided class indices, or (N, C) probabilities}, rows in the same order. Where the metric
-            is of decided classes, the highest probability decides.
+        truth: {head: (N,) class indices, or of multi-label heads (N, C) of 0 and 1}.
+        answers: {head: (N,) decided class indices, of multi-label heads (N, C) integers 0 and 1, or (N, C)
+            probabilities}, rows in the same order. Where the metric is of decided classes, the highest probability
+            decides, or 0.5.
         draws: Resamples of the images for the 95 % intervals; 0 for no intervals.
         seed: Of the resamples.
         groups: (N,) numbers, equal for images of one group, which are resampled together; None: one by one.
@@ -99,8 +102,9 @@ def score_answers(
     }
     for head, value in heads.items():
         if np.isnan(value):
+            alike = "say the same of every class" if head in task.multilabel_heads else "are of one class"
             raise DataError(
-                f"head {head!r}: {task.metric} has no value, for all {rows:,} images are of one class; give images of "
+                f"head {head!r}: {task.metric} has no value, for all {rows:,} images {alike}; give images of "
                 "two or more, or another metric"
             )
     score = Score(total=float(weights @ list(heads.values())), heads=heads, rows=rows)
@@ -130,8 +134,8 @@ def score_split(
 
     Args:
         task: Gives the metric and the heads' weights.
-        truth: {head: (N,) class indices}.
-        answers: {head: (N,) class indices or (N, C) probabilities}, rows in the same order.
+        truth: {head: (N,) class indices, or of multi-label heads (N, C) of 0 and 1}.
+        answers: {head: classes or probabilities}, as `score_answers` takes them, rows in the same order.
         unseen: (N,) True where train does not show the row's combination; None where that is not known.
         draws: Resamples of the images for the 95 % intervals; 0 for no intervals.
         groups: (N,) numbers, equal for images of one group, which are resampled together; None: one by one.
@@ -139,7 +143,9 @@ def score_split(
 
     def part(rows: npt.NDArray[np.bool_]) -> Score | None:
         of_curves = task.metric in ("roc_auc", "average_precision")
-        if not rows.any() or (of_curves and any(len(np.unique(classes[rows])) < 2 for classes in truth.values())):
+        if not rows.any():
+            return None
+        if of_curves and not all(have_curves(truth[h][rows], head.num_classes).any() for h, head in task.heads.items()):
             return None
         own = None if groups is None else groups[rows]
         return score_answers(task, _rows(truth, rows), _rows(answers, rows), draws=draws, groups=own)
@@ -151,9 +157,14 @@ def score_split(
 
 
 def metric_value(metric: Metric, truth: npt.NDArray[np.int64], answer: npt.NDArray[Any], num_classes: int) -> float:
-    """Return one head's value of a metric, from (N,) decided classes or (N, C) probabilities."""
+    """Return one head's value of a metric, from (N,) decided classes or (N, C) probabilities.
+
+    Of a multi-label head, whose truth is (N, C) of 0 and 1: from (N, C) decisions of 0 and 1, or probabilities.
+    """
     if metric in PROBABILITY_METRICS:
         return PROBABILITY_METRICS[metric](truth, answer)
+    if truth.ndim == 2:
+        return float(MULTILABEL_METRICS[metric](mark_rows(truth, _said(answer)).sum(axis=0)))
     decided = answer.argmax(axis=1) if answer.ndim == 2 else answer
     return float(CLASS_METRICS[metric](confusion_matrix(truth, decided, num_classes)))
 
@@ -171,8 +182,8 @@ def bootstrap_heads(
 
     Args:
         task: Gives the metric.
-        truth: {head: (N,) class indices}.
-        several: A sets of answers, each {head: (N,) class indices or (N, C) probabilities}.
+        truth: {head: (N,) class indices, or of multi-label heads (N, C) of 0 and 1}.
+        several: A sets of answers, each {head: classes or probabilities} as `score_answers` takes them.
         draws: How many; fewer (at least 100) where a metric that sorts probabilities has very many rows.
         seed: Same seed, same images.
         groups: (N,) numbers, equal for images of one group (a writer, a patient), which are drawn together: where such
@@ -184,6 +195,8 @@ def bootstrap_heads(
     num_rows = len(next(iter(truth.values())))
     drawer = _Drawer.of(np.random.default_rng(seed), num_rows, groups)
     fitted = [_fitting(task, answers, num_rows) for answers in several]
+    if task.metric in CLASS_METRICS and task.multilabel_heads:
+        return _bootstrap_rows(task, truth, fitted, drawer, draws)
     if task.metric in CLASS_METRICS:
         return _bootstrap_classes(task, truth, fitted, drawer, draws)
     if task.metric == "log_loss":
@@ -241,6 +254,28 @@ def _bootstrap_classes(task: Task, truth: Classes, several: Sequence[Answers], d
     return values.reshape(draws, len(several), len(heads))
 
 
+def _bootstrap_rows(task: Task, truth: Classes, several: Sequence[Answers], drawer: _Drawer, draws: int) -> Floats:
+    """Draw how often each row occurs: many labels together make too many different outcomes to draw those."""
+    heads = task.heads.items()
+    measures = [_measure_rows(task, head, truth[name], answers[name]) for answers in several for name, head in heads]
+    values = np.empty((draws, len(measures)))
+    for draw in range(draws):
+        times = drawer.times().astype(np.float64)
+        values[draw] = [measure(times) for measure in measures]
+    return values.reshape(draws, len(several), len(task.heads))
+
+
+def _measure_rows(
+    task: Task, head: Head, truth: npt.NDArray[Any], decided: npt.NDArray[Any]
+) -> Callable[[Floats], Floats]:
+    """Return what gives one head's value of the metric from (N,) how often each row is drawn."""
+    if head.kind == "multilabel":
+        marks, of_marks = mark_rows(truth, decided), MULTILABEL_METRICS[task.metric]
+        return lambda times: of_marks(times @ marks)
+    of_matrix, size = CLASS_METRICS[task.metric], head.num_classes
+    return lambda times: of_matrix(confusion_matrix(truth, decided, size, times))
+
+
 def format_scores(scores: dict[str, SplitScore]) -> list[str]:
     """Return a table: one row a score and part (all, seen, unseen), one column a head."""
     heads = list(next(iter(scores.values())).all.heads)
@@ -268,22 +303,35 @@ def _fitting(task: Task, answers: Answers, rows: int) -> dict[str, npt.NDArray[A
     for name, head in task.heads.items():
         if name not in answers:
             raise DataError(f"head {name!r} has no answers (found: {some_of(answers)}); give every head of the task")
-        answer = answers[name]
-        if len(answer) != rows or (answer.ndim == 2 and answer.shape[1] != head.num_classes) or answer.ndim > 2:
-            expected = f"({rows},) classes or ({rows}, {head.num_classes}) probabilities"
+        answer, size, many = answers[name], head.num_classes, head.kind == "multilabel"
+        fits = answer.shape == (rows, size) or (answer.shape == (rows,) and not many)
+        if not fits:
+            decided = f"({rows}, {size}) of 0 and 1" if many else f"({rows},) classes"
+            expected = f"{decided} or ({rows}, {size}) probabilities"
             raise DataError(f"head {name!r}: answers have shape {answer.shape}; expected {expected}")
-        if task.metric in CLASS_METRICS and answer.ndim == 2:
-            answer = answer.argmax(axis=1)
-        elif task.metric in PROBABILITY_METRICS and answer.ndim == 1:
-            raise DataError(
-                f"head {name!r}: metric {task.metric} scores probabilities, and only classes are given; "
-                "score predictions, not decided classes"
-            )
-        if answer.ndim == 1 and rows and not 0 <= answer.min() <= answer.max() < head.num_classes:
-            found = f"{answer.min()} to {answer.max()}"
-            raise DataError(f"head {name!r}: answers are {found}; expected class indices 0 to {head.num_classes - 1}")
+        if (answer.dtype.kind in "iub") if many else (answer.ndim == 1):
+            _check_decided(task, head, answer)
+        elif task.metric in CLASS_METRICS:
+            answer = _said(answer) if many else answer.argmax(axis=1)
         fitting[name] = answer
     return fitting
+
+
+def _check_decided(task: Task, head: Head, answer: npt.NDArray[Any]) -> None:
+    if task.metric in PROBABILITY_METRICS:
+        raise DataError(
+            f"head {head.name!r}: metric {task.metric} scores probabilities, and only classes are given; "
+            "score predictions, not decided classes"
+        )
+    highest = 1 if head.kind == "multilabel" else head.num_classes - 1
+    if answer.size and not 0 <= answer.min() <= answer.max() <= highest:
+        what = "0 and 1" if head.kind == "multilabel" else f"class indices 0 to {highest}"
+        raise DataError(f"head {head.name!r}: answers are {answer.min()} to {answer.max()}; expected {what}")
+
+
+def _said(answer: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return (N, C) what a multi-label head says: decisions as they are, probabilities from 0.5 on."""
+    return answer if answer.dtype.kind in "iub" else answer >= HALF
 
 
 def _rows(values: Answers, rows: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[Any]]:

@@ -15,7 +15,7 @@ from kaggle_kit.metrics import CLASS_METRICS, gain
 from kaggle_kit.prior_shift import Floats, Ints, rows_needed, shift_predictions
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.scores import metric_value
-from kaggle_kit.task import Metric, Task
+from kaggle_kit.task import Metric, Task, refuse_multilabel
 
 Shares = Literal["as in train", "balanced", "random"]
 
@@ -107,7 +107,9 @@ def prior_shift_effect(
 
     Raises:
         PredictionError: When a head's probabilities or train shares cannot be used.
+        SettingError: When a head is multi-label.
     """
+    refuse_multilabel(task, "correcting for class shares", "leave it out")
     rng = np.random.default_rng(seed)
     rows = min(len(next(iter(truth.values()))), _MOST_ROWS)
     needed = {name: rows_needed(head.num_classes) for name, head in task.heads.items()}

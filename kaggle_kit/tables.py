@@ -39,6 +39,15 @@ def read_columns(path: Path, columns: Sequence[str] | None = None) -> dict[str, 
     return {name: np.array([row[i] for row in rows], dtype=np.str_) for name, i in zip(wanted, places, strict=True)}
 
 
+def read_header(path: Path) -> list[str]:
+    """Return the names of a CSV file's columns; none where it is absent or unreadable, as `read_columns` then says."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+
+
 def _read_rows(path: Path) -> tuple[list[list[str]], list[str]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

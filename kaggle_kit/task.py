@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kaggle_kit.errors import SettingError, did_you_mean, some_of
+from kaggle_kit.heads import Head as Head
+from kaggle_kit.heads import check_auxiliary, check_heads
 from kaggle_kit.settings import build, plain
 
 Fit = Literal["none", "stretch", "letterbox", "content"]
@@ -26,52 +28,6 @@ Metric = Literal[
     "roc_auc",
     "average_precision",
 ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """One thing to predict for an image.
-
-    Attributes:
-        name: The head's name: its label column, its ONNX output and its place in the submission.
-        classes: How many classes (label files then hold 0 to classes - 1), or their names.
-        values: What label and submission files write for each class, where that is not its name.
-        weight: The head's share in the competition's metric; any scale.
-        kind: How classes exclude each other.
-    """
-
-    name: str
-    classes: int | tuple[str, ...]
-    values: tuple[str | int, ...] | None = None
-    weight: float = 1.0
-    kind: Literal["multiclass"] = "multiclass"
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise SettingError(f"`classes` gives {self.num_classes} class(es); a head needs at least 2")
-        if len(set(self.class_names)) != self.num_classes:
-            raise SettingError("`classes` names a class twice; class names must differ")
-        if self.values is not None and len(set(map(str, self.values))) != self.num_classes:
-            raise SettingError(
-                f"`values` holds {len(set(map(str, self.values)))} different values for {self.num_classes} classes"
-            )
-        if not self.weight > 0:
-            raise SettingError(f"`weight` is {self.weight}; it must be above 0")
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes C."""
-        return self.classes if isinstance(self.classes, int) else len(self.classes)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """C names, in label order."""
-        return tuple(map(str, range(self.classes))) if isinstance(self.classes, int) else self.classes
-
-    @property
-    def class_values(self) -> tuple[str, ...]:
-        """C strings as label and submission files write them, in label order."""
-        return tuple(map(str, self.values)) if self.values is not None else self.class_names
 
 
 def check_below(name: str, value: str) -> None:
@@ -196,14 +152,15 @@ class SubmissionForm:
 
     Attributes:
         form: `row_per_head`: one row for each head of each image; `row_per_image`: one row an image, one column
-            a head.
+            a head; `column_per_class`: one row an image, one column for each class of each head, which holds its
+            probability where the metric is of probabilities, else 1 for what is said and 0.
         file: The sample submission, relative to the data folder; its ids and their order are followed.
         id: The id column.
         row_id: row_per_head: how an id is written, from `{image_id}` and `{head}`.
         target: The answer's column: row_per_head, or row_per_image with one head.
     """
 
-    form: Literal["row_per_head", "row_per_image"]
+    form: Literal["row_per_head", "row_per_image", "column_per_class"]
     file: str = "sample_submission.csv"
     id: str = ""
     row_id: str = "{image_id}_{head}"
@@ -240,13 +197,28 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A competition: what goes in, what is asked, how it is scored and answered."""
+    """A competition: what goes in, what is asked, how it is scored and answered.
+
+    Attributes:
+        name: It names folders.
+        heads: What is asked.
+        auxiliary: What a network learns beside the heads, from further label columns, to know images better. It is
+            never predicted, scored or submitted.
+        metric: How each head is scored.
+        images: Where the images are.
+        submission: How the answer is written.
+        labels: Where the train images' classes are.
+        groups: A label column: images of one value belong together.
+        stored: The size of packed images; None: worked out from the data.
+        limits: Of the submission kernel.
+    """
 
     name: str
     heads: dict[str, Head]
     metric: Metric
     images: Images
     submission: SubmissionForm
+    auxiliary: dict[str, Head] = field(default_factory=dict)
     labels: LabelFile = field(default_factory=LabelFile)
     groups: str | None = None
     stored: Stored | None = None
@@ -255,16 +227,17 @@ class Task:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise SettingError(f"`name` is {self.name!r}; use letters, digits, '.', '_' and '-': it names folders")
-        if not self.heads:
-            raise SettingError("`heads` is empty; name at least one thing to predict")
-        for key, head in self.heads.items():
-            if key == "image" or not key.strip():
-                raise SettingError(f"a head is named {key!r}, which the exported graph needs itself; rename it")
-            if head.name != key:
-                raise SettingError(f"head `{key}` is named {head.name!r}; leave `name` out of the file")
+        check_heads(self.heads, metric=self.metric)
+        check_auxiliary(self.auxiliary, self.heads)
         several = self.submission.form == "row_per_image" and len(self.heads) > 1
         if several and self.submission.target != "target":
             raise SettingError("`submission.target` names one column; with several heads their names are the columns")
+        columns = [value for head in self.heads.values() for value in head.class_values]
+        if self.submission.form == "column_per_class" and len({*columns, self.submission.id_column}) <= len(columns):
+            raise SettingError(
+                "`submission.form` is column_per_class, and two heads have classes of one name, or a class is named as "
+                f"the id column {self.submission.id_column!r}; give the head(s) other `values`"
+            )
         if self.images.format == "wide_parquet":
             wide = (self.images.height, self.images.width)
             if self.stored is not None and self.stored.fit == "none" and self.stored_size != wide:
@@ -274,7 +247,22 @@ class Task:
                 )
         self._check_labels()
 
+    @property
+    def trained_heads(self) -> dict[str, Head]:
+        """The heads, followed by the auxiliary ones: what a network is trained on."""
+        return {**self.heads, **self.auxiliary}
+
     def _check_labels(self) -> None:
+        if self.auxiliary and not self.labels.is_csv:
+            raise SettingError(
+                f"`auxiliary` names label column(s) {some_of(self.auxiliary)}, and `labels.file` is "
+                f"{self.labels.file!r}; give labels as CSV, or leave `auxiliary` out"
+            )
+        if self.multilabel_heads and not self.labels.is_csv:
+            raise SettingError(
+                f"head `{self.multilabel_heads[0]}` is multilabel, and `labels.file` is {self.labels.file!r}, which "
+                "holds one class an image; give labels as CSV"
+            )
         if self.labels.file and not self.labels.is_csv and self.images.format != "array":
             raise SettingError(
                 f"`labels.file` is {self.labels.file!r}, whose rows have no ids; images of format "
@@ -297,9 +285,36 @@ class Task:
             raise SettingError("`stored` is not known yet; add `stored: {height: ..., width: ..., fit: letterbox}`")
         return self.stored.height, self.stored.width
 
+    @property
+    def multilabel_heads(self) -> tuple[str, ...]:
+        """The names of the heads that say any number of classes."""
+        return tuple(name for name, head in self.heads.items() if head.kind == "multilabel")
+
+    def without_auxiliary(self) -> Task:
+        """Return this task with nothing to learn beside its heads: what predicting needs to know."""
+        return dataclasses.replace(self, auxiliary={})
+
     def with_stored(self, stored: Stored) -> Task:
         """Return this task with its stored size set."""
         return dataclasses.replace(self, stored=stored)
+
+
+def refuse_multilabel(task: Task, what: str, repair: str) -> None:
+    """Refuse what makes no sense of multi-label heads.
+
+    Args:
+        task: The competition.
+        what: What was asked for, such as "correcting for class shares".
+        repair: What to do instead.
+
+    Raises:
+        SettingError: When a head is multi-label.
+    """
+    if task.multilabel_heads:
+        raise SettingError(
+            f"{what} is for images of one class, and head {task.multilabel_heads[0]!r} of task {task.name!r} is "
+            f"multilabel; {repair}"
+        )
 
 
 def task_from_plain(values: object) -> Task:
@@ -310,10 +325,11 @@ def task_from_plain(values: object) -> Task:
     """
     if not isinstance(values, Mapping):
         raise SettingError(f"a task is a mapping with name, heads, metric, ...; found {type(values).__name__}")
-    heads = values.get("heads")
-    if isinstance(heads, Mapping):
-        named = {str(k): {"name": str(k), **v} if isinstance(v, Mapping) else v for k, v in heads.items()}
-        values = {**values, "heads": named}
+    for key in ("heads", "auxiliary"):
+        heads = values.get(key)
+        if isinstance(heads, Mapping):
+            named = {str(k): {"name": str(k), **v} if isinstance(v, Mapping) else v for k, v in heads.items()}
+            values = {**values, key: named}
     return build(Task, values)
 
 

@@ -7,7 +7,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from kaggle_kit.errors import DataError, PredictionError
-from kaggle_kit.thresholds import ManyMetric, _f1, best_thresholds, decide_many, fit_thresholds
+from kaggle_kit.threshold_search import ManyMetric, best_thresholds, decide_many
+from kaggle_kit.thresholds import _f1, fit_thresholds
 
 MANY: list[ManyMetric] = ["macro_f1", "micro_f1", "samples_f1"]
 

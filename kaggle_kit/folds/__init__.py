@@ -263,7 +263,7 @@ def _divide(labels: Labels, same: Ints, asked: FoldPlan) -> Ints:
 
 def _divide_images(labels: Labels, same: Ints, asked: FoldPlan, rng: np.random.Generator) -> Ints:
     """Return stratified or unseen folds, after checking that they keep what these schemes promise."""
-    if asked.scheme == "unseen" and len(labels.classes) < 2:
+    if asked.scheme == "unseen" and labels.combinations().shape[1] < 2:
         raise SettingError("scheme 'unseen' holds out combinations of heads, and there is one head; use 'stratified'")
     if asked.rare == "error":
         schemes.check_lone(labels, same)

@@ -141,10 +141,13 @@ def label_deviation(classes: Ints, fold: Ints) -> float:
     """Return by how much a class's share in a fold differs from its share in all folds, on average.
 
     Args:
-        classes: (N,) class indices of one head.
+        classes: (N,) class indices of one head, or (N, C) of 0 and 1.
         fold: (N,) folds; rows of -1 are left out.
     """
     classes, fold = classes[fold >= 0], fold[fold >= 0]
+    if classes.ndim == 2:
+        shares = np.stack([classes[fold == one].mean(axis=0) for one in range(fold.max() + 1)])  # (folds, C)
+        return float(np.abs(shares - classes.mean(axis=0)).mean())
     counts = np.bincount(classes * (fold.max() + 1) + fold, minlength=(classes.max() + 1) * (fold.max() + 1))
     table = counts.reshape(-1, fold.max() + 1)  # (classes, folds)
     return float(np.abs(table / table.sum(axis=0) - table.sum(axis=1, keepdims=True) / table.sum()).mean())
@@ -265,7 +268,7 @@ def _check_classes(labels: Labels, fold: Ints, scheme: str) -> Iterator[Finding]
 
 def _check_unseen(labels: Labels, fold: Ints, scheme: str, said: npt.NDArray[np.bool_] | None) -> Iterator[Finding]:
     validating = fold >= 0
-    if len(labels.classes) < 2 or not validating.any():
+    if labels.combinations().shape[1] < 2 or not validating.any():
         return
     unseen = unseen_rows(labels, fold)
     if said is not None and (unseen & ~said).any():

@@ -24,7 +24,7 @@ SIZE_WEIGHT = 10.0  # of held-out combinations: the share asked for is what the 
 def stratified(labels: Labels, same: Ints, num_folds: int, rng: np.random.Generator) -> Ints:
     """Return (N,) folds in which every class of every head has its share."""
     first, inverse = _distinct(same)
-    tags = one_hot_columns(labels.combinations())
+    tags = tags_of(labels)
     fold = deal(tags[first], [1 / num_folds] * num_folds, rng)[inverse]
     return keep_every_tag_elsewhere(tags, inverse, fold, num_valid=num_folds, num_bins=num_folds)
 
@@ -32,7 +32,7 @@ def stratified(labels: Labels, same: Ints, num_folds: int, rng: np.random.Genera
 def holdout(labels: Labels, same: Ints, share: float, rng: np.random.Generator) -> Ints:
     """Return (N,) folds: 0 for the held-out share of every class, -1 for the others."""
     first, inverse = _distinct(same)
-    tags = one_hot_columns(labels.combinations())
+    tags = tags_of(labels)
     bins = deal(tags[first], [share, 1 - share], rng)[inverse]
     bins[lone_rows(labels, same)] = 1  # the only image of a class must be learned
     bins = keep_every_tag_elsewhere(tags, inverse, bins, num_valid=1, num_bins=2)
@@ -51,7 +51,7 @@ def grouped(labels: Labels, groups: Ints, num_folds: int, rng: np.random.Generat
 
 def stratified_grouped(labels: Labels, groups: Ints, num_folds: int, rng: np.random.Generator) -> Ints:
     """Return (N,) folds in which no group is divided and every class has about its share."""
-    tags = one_hot_columns(labels.combinations())
+    tags = tags_of(labels)
     fold = deal_groups(tags, groups, [1 / num_folds] * num_folds, rng)
     return keep_every_tag_elsewhere(tags, groups, fold, num_valid=num_folds, num_bins=num_folds)
 
@@ -65,7 +65,7 @@ def unseen(labels: Labels, same: Ints, num_folds: int, share: float, rng: np.ran
     """
     combinations = np.unique(labels.combinations(), axis=0, return_inverse=True)[1].ravel()
     blocks = merged(combinations, same)  # equal images that are labelled differently tie combinations together
-    tags = one_hot_columns(labels.combinations())
+    tags = tags_of(labels)
     single = _num_units(blocks, same)[blocks] == 1
     held_out = max(0.0, share - float(single.mean()))
     fold = np.full(len(labels), -1, np.int64)
@@ -117,11 +117,39 @@ def needed_groups(labels: Labels, same: Ints, scheme: str, num_folds: int) -> In
     return groups
 
 
+def tags_of(labels: Labels) -> Ints:
+    """Return (N, columns) tags, unique across columns; of a multi-label head whether an image shows a class or not."""
+    return one_hot_columns(labels.combinations())
+
+
+def _trapped(labels: Labels, tags: Ints, fold: Ints) -> list[tuple[int, str]]:
+    """Return the tags that one fold validates and no other image trains, with their classes' names, such as `root 3`.
+
+    That every image without some class is in one fold does not matter: there is nothing to learn of it.
+    """
+    found = []
+    columns = [(head, label) for head, classes in labels.classes.items() for label in _columns(classes)]
+    for tag in trapped_tags(tags, fold).tolist():
+        row, column = np.argwhere(tags == tag)[0].tolist()
+        head, label = columns[column]
+        if label is None:
+            found.append((tag, f"{head} {labels.classes[head][row]}"))
+        elif labels.classes[head][row, label]:
+            found.append((tag, f"{head} {label}"))
+    return found
+
+
+def _columns(classes: npt.NDArray[np.generic]) -> list[int | None]:
+    """Return what the columns are that a head has in `combinations`: classes of a multi-label head, else None."""
+    return list(range(classes.shape[1])) if classes.ndim == 2 else [None]
+
+
 def lone_rows(labels: Labels, same: Ints) -> npt.NDArray[np.bool_]:
     """Return (N,) True for the only image of a class, and for its equals under whatever label."""
     alone = np.zeros(len(labels), bool)
     for head, lone in lone_classes(labels, same).items():
-        alone |= np.isin(labels.classes[head], lone)
+        classes = labels.classes[head]
+        alone |= classes[:, lone].any(axis=1) if classes.ndim == 2 else np.isin(classes, lone)
     return np.isin(same, same[alone])
 
 
@@ -129,7 +157,9 @@ def lone_classes(labels: Labels, same: Ints) -> dict[str, Ints]:
     """Return {head: classes that one image alone shows}; equal images count as one."""
     lone = {}
     for head, classes in labels.classes.items():
-        pairs = np.unique(np.column_stack([classes, same]), axis=0)
+        shown = classes if classes.ndim == 1 else np.nonzero(classes)[1]
+        images = same if classes.ndim == 1 else same[np.nonzero(classes)[0]]
+        pairs = np.unique(np.column_stack([shown, images]), axis=0)
         lone[head] = np.flatnonzero(np.bincount(pairs[:, 0]) == 1)
     return lone
 
@@ -152,21 +182,15 @@ def check_lone(labels: Labels, same: Ints) -> None:
 def train_rare(labels: Labels, same: Ints, fold: Ints) -> Ints:
     """Return folds in which a class that one fold alone holds has an image that trains every fold instead."""
     fold = fold.copy()
-    tags = one_hot_columns(labels.combinations())
-    for tag in trapped_tags(tags, fold).tolist():
+    tags = tags_of(labels)
+    for tag, _ in _trapped(labels, tags, fold):
         fold[same == same[np.argmax((tags == tag).any(axis=1))]] = -1
     return fold
 
 
 def untrained_classes(labels: Labels, fold: Ints) -> list[str]:
     """Return the names, such as `root 3`, of classes that one fold validates and no other image trains."""
-    tags = one_hot_columns(labels.combinations())
-    names = []
-    for tag in trapped_tags(tags, fold).tolist():
-        row, column = np.argwhere(tags == tag)[0].tolist()
-        head = list(labels.classes)[column]
-        names.append(f"{head} {labels.classes[head][row]}")
-    return names
+    return [name for _, name in _trapped(labels, tags_of(labels), fold)]
 
 
 def check_trained(labels: Labels, fold: Ints, scheme: str) -> None:

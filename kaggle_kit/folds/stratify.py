@@ -25,7 +25,7 @@ _GREEDY_STEPS = 20_000  # groups placed in all restarts together
 
 
 def one_hot_columns(columns: Ints) -> Ints:
-    """Return (N, heads) tags, unique across heads, of (N, heads) class indices."""
+    """Return (N, columns) tags, unique across columns, of (N, columns) class indices."""
     if not len(columns):
         return columns
     offsets = np.cumsum([0, *(columns.max(axis=0)[:-1] + 1)])

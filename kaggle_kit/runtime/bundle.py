@@ -39,7 +39,7 @@ class Parity:
     Attributes:
         rows: Images compared.
         max_abs_diff: Largest difference of a probability.
-        decisions_changed: Decisions that differ, over all heads.
+        decisions_changed: Decisions that differ, over all heads; of multi-label heads over all classes.
     """
 
     rows: int
@@ -54,9 +54,9 @@ class Member:
     Attributes:
         file: Its .onnx file.
         run: The run it comes from.
-        fold: The fold it was validated on.
+        fold: The fold it was validated on; -1 where it was trained on everything.
         weight: Its share in the blend; all members' sum to 1.
-        score: Of its checkpoint, on its validation fold.
+        score: Of its checkpoint, on its validation fold; None where it was trained on everything.
         config_hash: Of the settings it was trained with.
         parity: Measured at export.
     """
@@ -65,7 +65,7 @@ class Member:
     run: str
     fold: int
     weight: float
-    score: float
+    score: float | None
     config_hash: str
     parity: Parity
 
@@ -78,7 +78,7 @@ class Bundle:
         folder: Where it lies.
         task: The competition.
         members: In running order.
-        priors: {head: C shares of the classes among the train labels}: what a broken image gets.
+        priors: {head: C shares of the train images that show a class}: what a broken image gets.
         oof_score: The blend's score on out-of-fold predictions, by rules fitted without the image's fold.
         files: {name: SHA-256} of every other file.
         decision: The rules by which probabilities become classes.

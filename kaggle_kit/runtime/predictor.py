@@ -20,8 +20,15 @@ from kaggle_kit.runtime.backends import OnnxSession, describe_provider
 from kaggle_kit.runtime.bundle import load_golden, open_bundle
 from kaggle_kit.runtime.mounts import in_rerun
 from kaggle_kit.sources import Source, check_ids, open_source
-from kaggle_kit.submission import expected_images, expected_rows, validate_submission, write_submission
+from kaggle_kit.submission import (
+    expected_images,
+    expected_rows,
+    validate_submission,
+    write_submission,
+    writes_probs,
+)
 from kaggle_kit.tables import Text
+from kaggle_kit.task import refuse_multilabel
 
 BATCH = 64
 LINE_EVERY_S = 15.0
@@ -64,12 +71,15 @@ class Predictor:
         Raises:
             BundleError: When a file is missing or changed, or this machine computes something else; the latter is
                 only a warning in Kaggle's hidden rerun, where a submission must still come out.
+            SettingError: When class shares are to be corrected for and a head is multi-label.
         """
         self.bundle = open_bundle(folder)
         self._say = say
         self._sessions = [OnnxSession(folder / member.file) for member in self.bundle.members]
         self._weights = [member.weight for member in self.bundle.members]
         self._prior_shift = self.bundle.prior_shift if prior_shift is None else prior_shift
+        if self._prior_shift:
+            refuse_multilabel(self.bundle.task, "correcting for class shares", "make the bundle without it")
         say(describe_provider(self._sessions[0].provider))
         say(f"{len(self._sessions)} member(s); golden images agree to {self._check_golden():.1e}")
 
@@ -101,32 +111,54 @@ class Predictor:
         return Predicted(predictions=concatenate(parts), broken=broken, seconds=seconds)
 
     def decide(self, predicted: Predicted) -> Classes:
-        """Return {head: (N,) class indices} of predicted images, by the bundle's rules.
+        """Return {head: (N,) class indices, or of multi-label heads (N, C) of 0 and 1}, by the bundle's rules.
 
         Where the bundle corrects for the class shares of the test, all images must be decided in one call.
         """
-        predictions, decision = predicted.predictions, self.bundle.decision
-        probs = predictions.probs
-        if self._prior_shift:
-            skip = np.isin(predictions.ids, list(predicted.broken))
-            probs, said = shift_predictions(probs, {h: np.array(p) for h, p in self.bundle.priors.items()}, skip=skip)
-            for sentence in said:
-                self._say(sentence)
+        return self._by_rules(self.correct(predicted))
+
+    def correct(self, predicted: Predicted) -> Probs:
+        """Return the probabilities, corrected for the class shares of these images where the bundle is to do so."""
+        predictions = predicted.predictions
+        if not self._prior_shift:
+            return predictions.probs
+        skip = np.isin(predictions.ids, list(predicted.broken))
+        priors = {head: np.array(shares) for head, shares in self.bundle.priors.items()}
+        probs, said = shift_predictions(predictions.probs, priors, skip=skip)
+        for sentence in said:
+            self._say(sentence)
+        return probs
+
+    def write(self, out: Path, predicted: Predicted, *, rows: Text) -> None:
+        """Write the submission of predicted images, and check it.
+
+        Args:
+            out: The CSV file to write; it appears whole or not at all.
+            predicted: All images that the rows ask for.
+            rows: Submission ids in order, from `expected_rows`.
+        """
+        task, probs = self.bundle.task, self.correct(predicted)
+        ids, decided = predicted.predictions.ids, self._by_rules(probs)
+        write_submission(task, out, rows=rows, ids=ids, decided=decided, probs=probs)
+        validate_submission(task, out, rows=rows)
+
+    def _by_rules(self, probs: Probs) -> Classes:
+        decision = self.bundle.decision
         if not decision.is_plain:
             self._say(decision.describe())
-        return decision.decide(probs)
+        return decision.decide(probs, multilabel=self.bundle.task.multilabel_heads)
 
     def _no_predictions(self) -> Predictions:
         heads = self.bundle.task.heads.items()
         empty = {name: np.zeros((0, head.num_classes), np.float32) for name, head in heads}
-        return Predictions(ids=np.zeros(0, np.str_), probs=empty)
+        return Predictions(ids=np.zeros(0, np.str_), probs=empty, multilabel=self.bundle.task.multilabel_heads)
 
     def _with_priors(self, ids: Text, probs: Probs, broken: dict[str, str]) -> Predictions:
         for row, name in enumerate(ids.tolist()):
             if name in broken:
                 for head in probs:
                     probs[head][row] = self.bundle.priors[head]
-        return Predictions(ids=ids, probs=probs)
+        return Predictions(ids=ids, probs=probs, multilabel=self.bundle.task.multilabel_heads)
 
     def _check_golden(self) -> float:
         """Return the largest difference from the probabilities computed at home."""
@@ -173,8 +205,11 @@ def predict_submission(
     predictor = Predictor(folder, prior_shift=prior_shift, say=say)
     task = predictor.bundle.task
     rows = expected_rows(task, data)
-    if task.metric in PROBABILITY_METRICS:
-        say(f"WARNING metric {task.metric} scores probabilities, and submissions hold decided classes only so far")
+    if task.metric in PROBABILITY_METRICS and not writes_probs(task):
+        say(
+            f"WARNING metric {task.metric} scores probabilities, and a submission of form {task.submission.form} holds "
+            "decided classes; if the competition takes probabilities, set `submission.form` to column_per_class"
+        )
     if not len(rows):
         say(f"WARNING {data / task.submission.file} asks for no rows at all; the submission will have none")
     source = open_source(task, "test", data, on_broken="blank")
@@ -183,8 +218,7 @@ def predict_submission(
     if predicted.broken:
         name, reason = next(iter(predicted.broken.items()))
         say(f"WARNING {len(predicted.broken):,} broken image(s) got the class priors; the first: {name}: {reason}")
-    write_submission(task, out, rows=rows, ids=predicted.predictions.ids, decided=predictor.decide(predicted))
-    validate_submission(task, out, rows=rows)
+    predictor.write(out, predicted, rows=rows)
     say(f"{out}: {len(rows):,} rows")
     return predicted
 

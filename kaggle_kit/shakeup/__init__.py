@@ -21,7 +21,7 @@ from kaggle_kit.labels import Classes
 from kaggle_kit.metrics import CLASS_METRICS, LOWER_IS_BETTER, PROBABILITY_METRICS, Ints, row_losses
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.scores import Answers, Floats, middle_part
-from kaggle_kit.task import Head, Metric, Task
+from kaggle_kit.task import Head, Metric, Task, refuse_multilabel
 
 Bools = npt.NDArray[np.bool_]
 _Measure = Callable[[Ints], Floats]  # (K,) how often each row is drawn -> (R, heads) values of the metric
@@ -202,11 +202,12 @@ def estimate_shakeup(
         seed: Same seed, same images.
 
     Raises:
-        SettingError: For fewer than 1 draw.
+        SettingError: For fewer than 1 draw, or a multi-label head.
         DataError: When there are no runs, answers do not fit the task, or a part needs rows of which there are none.
     """
     if draws < 1:
         raise SettingError(f"`draws` is {draws}; give 1 or more")
+    refuse_multilabel(task, "a shake-up", "compare the runs' cross-validation")
     _check_answers(task, truth, runs, unseen)
     notes = _check_parts(unseen, public, private)
     draws, wanted = _affordable(task, draws, (public.num_images + private.num_images) * len(runs)), draws

@@ -12,6 +12,7 @@ from kaggle_kit.metrics import CLASS_METRICS
 from kaggle_kit.runs import Run
 from kaggle_kit.shakeup import Part, Shakeup, estimate_shakeup
 from kaggle_kit.tables import Text, rows_of
+from kaggle_kit.task import refuse_multilabel
 
 
 def shakeup_of_runs(runs: Sequence[Run], *, public: Part, private: Part, draws: int = 300, seed: int = 0) -> Shakeup:
@@ -22,10 +23,12 @@ def shakeup_of_runs(runs: Sequence[Run], *, public: Part, private: Part, draws: 
     The other arguments are those of `estimate_shakeup`.
 
     Raises:
+        SettingError: As there.
         DataError: As there, and when names repeat, tasks differ, or less than half of the images are in all runs.
     """
     _check_runs(runs)
     task, ids, answers = runs[0].task, {}, {}
+    refuse_multilabel(task, "a shake-up", "compare the runs' cross-validation")
     for run in runs:  # decided at once where that will do: the probabilities of many runs fill the memory
         oof = run.oof()
         ids[run.name] = oof.ids
