@@ -45,7 +45,7 @@ from kaggle_kit.task import Task, read_task
 from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.config import LoaderConfig, ModelConfig, OptimConfig, TrainConfig
 from kaggle_kit.train.crossval import train_run
-from kaggle_kit.train.loop import EVAL_BATCH, predict_batches
+from kaggle_kit.train.predict import EVAL_BATCH, predict_batches
 
 PARTS = ("all", "seen", "unseen")
 UNSEEN_SHARE = 0.275  # of the digits sample's hidden test, known beforehand

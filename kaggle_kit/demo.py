@@ -34,7 +34,7 @@ from kaggle_kit.task import Task, read_task
 from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.config import LoaderConfig, ModelConfig, OptimConfig, TrainConfig
 from kaggle_kit.train.crossval import train_run
-from kaggle_kit.train.loop import EVAL_BATCH, predict_batches
+from kaggle_kit.train.predict import EVAL_BATCH, predict_batches
 
 MARKER = ".kaggle-kit-demo"
 NUM_FOLDS = 2
@@ -216,7 +216,9 @@ def _compare_with_torch(task: Task, runs: list[Run], blend: Blend, hidden: Path,
     batches = np.array_split(images, max(1, len(images) // EVAL_BATCH))
     probs = mean_probs([predict_batches(network, batches) for _, network in networks], weights)
     ids, decided = read_submission(task, submission)
-    expected = blend.decision.decide(Predictions(ids=source.ids, probs=probs).align(ids).probs)
+    multilabel = task.multilabel_heads
+    predicted = Predictions(ids=source.ids, probs=probs, multilabel=multilabel).align(ids)
+    expected = blend.decision.decide(predicted.probs, multilabel=multilabel)
     return sum(int((decided[head] != expected[head]).sum()) for head in task.heads), len(ids) * len(task.heads)
 
 

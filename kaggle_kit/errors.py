@@ -10,6 +10,7 @@
       BundleError        a bundle that is incomplete, changed or of another format
       SubmissionError    a submission that the competition would refuse
       RehearsalError     a kernel that cannot be rehearsed
+      Interrupted        a training that Ctrl-C ended, and that goes on when it is called again
 
 Every message says what, where, the value found, what was expected, and the repair. The command line prints it in
 one line and exits with 2.
@@ -59,6 +60,10 @@ class SubmissionError(KitError):
 
 class RehearsalError(KitError):
     """A kernel cannot be rehearsed."""
+
+
+class Interrupted(KitError):  # noqa: N818  as KeyboardInterrupt: no fault
+    """A training was ended by Ctrl-C or SIGTERM; the same call goes on with it."""
 
 
 def some_of(names: Iterable[object], limit: int = 3) -> str:

@@ -20,6 +20,11 @@ class _Sharing:
     opencv_threads = 0
 
 
+def is_first_process() -> bool:
+    """Return whether this process speaks for those that `torchrun` started together; True where it runs alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def num_cores() -> int:
     """Return how many cores this process may keep busy, which may be fewer than the machine has."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

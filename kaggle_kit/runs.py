@@ -3,7 +3,8 @@
 RUN/run.json                    task, settings, data, folds and scores
 RUN/folds.parquet               the folds it was trained on
 RUN/oof.npz                     out-of-fold predictions of all trained folds
-RUN/fold0/best.safetensors      and last.safetensors, oof.npz, history.csv
+RUN/fold0/best.safetensors      and oof.npz, history.csv; everything/best.safetensors of a training on everything
+RUN/run.html                    what a person looks at
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import datetime
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,29 @@ from kaggle_kit.predictions import Predictions
 from kaggle_kit.scores import Score, SplitScore
 from kaggle_kit.settings import build, fingerprint, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
-from kaggle_kit.train.config import TrainConfig
+from kaggle_kit.train.config import TrainConfig, Weights
 
-FORMAT = 2
+FORMAT = 3
+EVERYTHING = -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldSummary:
-    """A trained fold: its best epoch, that epoch's score, and the seconds training took."""
+    """A trained fold.
+
+    Attributes:
+        epoch: How many epochs the kept weights had seen.
+        score: Of the kept weights on the validation rows; None for a training on everything.
+        seconds: That training took.
+        weights: Which weights were kept: the optimizer's own, or an average.
+        stopped: Why training ended before its last epoch; empty: it did not.
+    """
 
     epoch: int
-    score: Score
+    score: Score | None
     seconds: float
+    weights: Weights = "raw"
+    stopped: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +61,11 @@ class Run:
         data: The competition's data folder.
         packed: The packed store it was trained from.
         packed_key: That store's key then.
-        scores: Out-of-fold, over all trained folds at once, with 95 % intervals.
-        folds: {fold: summary}.
+        scores: Out-of-fold, over all trained folds at once, with 95 % intervals. Of a training on everything: those of
+            the run whose settings it took, as are its folds and out-of-fold predictions.
+        folds: {fold: summary}; the only key is -1 for a training on everything.
+        like: The folder of the run that a training on everything took its settings and epochs from; empty: none.
+        environment: Versions and devices it was trained with.
         created: When training ended: ISO 8601, UTC.
         id: What the ledger knows it by, drawn when it is first written: 12 hexadecimal digits.
     """
@@ -63,6 +78,8 @@ class Run:
     packed_key: str
     scores: SplitScore
     folds: dict[int, FoldSummary]
+    like: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
     created: str = ""
     id: str = ""
 
@@ -78,12 +95,17 @@ class Run:
 
     def checkpoint(self, fold: int) -> Path:
         """Return the best checkpoint of a fold."""
-        return self.folder / f"fold{fold}" / "best.safetensors"
+        return fold_folder(self.folder, fold) / "best.safetensors"
 
     @property
     def oof_file(self) -> Path:
         """The file of the out-of-fold predictions."""
         return self.folder / "oof.npz"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows it to a person."""
+        return self.folder / "run.html"
 
     def oof(self) -> Predictions:
         """Return the out-of-fold predictions."""
@@ -96,6 +118,11 @@ class Run:
     def fold_table(self) -> Folds:
         """Return the folds it was trained on."""
         return Folds.load(self.folder / "folds.parquet")
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """Return where a fold's files lie in a run's folder."""
+    return folder / ("everything" if fold == EVERYTHING else f"fold{fold}")
 
 
 def write_run(run: Run) -> None:
@@ -113,6 +140,8 @@ def write_run(run: Run) -> None:
         "packed_key": run.packed_key,
         "scores": plain(run.scores),
         "folds": plain(run.folds),
+        "like": run.like,
+        "environment": run.environment,
     }
     with replacing(run.folder / "run.json") as temporary:
         temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -140,6 +169,8 @@ def read_run(folder: Path) -> Run:
             packed_key=values["packed_key"],
             scores=build(SplitScore, values["scores"]),
             folds={int(k): build(FoldSummary, v, where=f"folds.{k}") for k, v in values["folds"].items()},
+            like=values["like"],
+            environment=values["environment"],
             created=values["created"],
             id=values.get("id", ""),
         )

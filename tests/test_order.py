@@ -58,7 +58,7 @@ def test_processes_that_train_together_share_each_epochs_rows(wide: Toy, tmp_pat
             batch_size=4,
             epochs=2,
             seed=1,
-            augment=Augment("none", stored=Stored(height=24, width=32)),
+            augment=Augment("none", stored=Stored(height=24, width=32), channels=1),
             window=window,
             rank=rank,
             num_ranks=3,

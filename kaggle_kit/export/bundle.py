@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, mean_prob
 from kaggle_kit.errors import BundleError, DataError, ExportError
 from kaggle_kit.export.onnx import export_onnx, measure_parity
 from kaggle_kit.files import check_replaceable, replacing_folder
-from kaggle_kit.labels import Labels
+from kaggle_kit.labels import Labels, class_shares
 from kaggle_kit.metrics import gain
 from kaggle_kit.pixels import encode_png
 from kaggle_kit.predictions import Predictions, Probs, concatenate
 from kaggle_kit.progress import progress_bar
-from kaggle_kit.runs import Run
+from kaggle_kit.runs import EVERYTHING, Run
 from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import (
     Bundle,
@@ -35,7 +36,7 @@ from kaggle_kit.runtime.bundle import (
 from kaggle_kit.scores import Answers, score_answers
 from kaggle_kit.sources import PackedSource, Source, open_source
 from kaggle_kit.tables import Text, rows_of
-from kaggle_kit.task import Task
+from kaggle_kit.task import Task, refuse_multilabel
 from kaggle_kit.train.checkpoint import load_checkpoint
 
 T = TypeVar("T", bound=np.generic)
@@ -68,21 +69,24 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
 
     Raises:
         BundleError: When runs do not fit together, `out` holds something else, or the bundle's score differs.
+        SettingError: When the blend corrects for class shares and a head is multi-label.
         ExportError: When a member cannot be exported or gives other results.
     """
     task = _common_task(runs)
+    if blend.prior_shift:
+        refuse_multilabel(task, "correcting for class shares", "blend without --prior-shift")
     chosen = _blended_runs(runs, blend)
     oof = blend_predictions(blend, {run.name: run.oof() for run in chosen})
     labels = runs[0].labels()
     with replacing_folder(out, bundle_files(out), what="bundle", error=BundleError) as folder:
         exported = _export_members(chosen, blend, folder, parity_rows)
-        _check_score(task, blend, exported, oof, labels)
+        _check_score(task, blend, exported, chosen, labels)
         _write_golden(chosen[0], folder, exported, labels)
         bundle = Bundle(
             folder=folder,
             task=task,
             members=tuple(one.member for one in exported),
-            priors={head: tuple(_class_shares(labels, head, task)) for head in task.heads},
+            priors={name: tuple(class_shares(labels.classes[name], head)) for name, head in task.heads.items()},
             oof_score=_oof_score(task, blend, oof, labels),
             decision=blend.decision,
             prior_shift=blend.prior_shift,
@@ -111,15 +115,16 @@ def export_runs(runs: Sequence[Run], out: Path, *, parity_rows: int = PARITY_ROW
 
 
 def _common_task(runs: Sequence[Run]) -> Task:
+    """Return the runs' task without what was learned beside it, which a bundle neither holds nor needs."""
     if not runs:
         raise BundleError("no runs were given; name at least one run folder")
     for run in runs[1:]:
-        if run.task != runs[0].task:
+        if run.task.without_auxiliary() != runs[0].task.without_auxiliary():
             raise BundleError(
                 f"runs {runs[0].name!r} and {run.name!r} have different tasks or stored sizes; "
                 "a bundle holds members of one task that read the same images"
             )
-    return runs[0].task
+    return runs[0].task.without_auxiliary()
 
 
 def _blended_runs(runs: Sequence[Run], blend: Blend) -> list[Run]:
@@ -161,8 +166,9 @@ def _export_member(run: Run, fold: int, folder: Path, *, weight: float, parity_r
         raise ExportError(f"{run.checkpoint(fold)} was trained for another task than {run.folder / 'run.json'} says")
     source = _packed(run)
     folds = run.fold_table()
-    ids = _spread(folds.ids[folds.fold == fold], parity_rows)
-    path = folder / f"member_{_plain_name(run)}_fold{fold}.onnx"
+    ids = _spread(folds.ids if fold == EVERYTHING else folds.ids[folds.fold == fold], parity_rows)
+    part = "everything" if fold == EVERYTHING else f"fold{fold}"
+    path = folder / f"member_{_plain_name(run)}_{part}.onnx"
     export_onnx(network, path, shape=source.shape)
     parity, probs = measure_parity(network, path, source, _rows(ids, source))
     member = Member(
@@ -170,11 +176,11 @@ def _export_member(run: Run, fold: int, folder: Path, *, weight: float, parity_r
         run=run.name,
         fold=fold,
         weight=weight,
-        score=info.score.total,
+        score=info.score.total if info.score else None,
         config_hash=info.config_hash,
         parity=parity,
     )
-    return _Exported(member=member, oof=Predictions(ids=ids, probs=probs))
+    return _Exported(member=member, oof=Predictions(ids=ids, probs=probs, multilabel=run.task.multilabel_heads))
 
 
 def _packed(run: Run) -> PackedSource:
@@ -187,23 +193,36 @@ def _packed(run: Run) -> PackedSource:
     return source
 
 
-def _check_score(task: Task, blend: Blend, exported: Sequence[_Exported], oof: Predictions, labels: Labels) -> None:
-    """Refuse a bundle that decides otherwise than the stored out-of-fold predictions, on the same rows."""
+def _check_score(
+    task: Task, blend: Blend, exported: Sequence[_Exported], chosen: Sequence[Run], labels: Labels
+) -> None:
+    """Refuse a bundle that decides otherwise than the stored out-of-fold predictions, on the same rows.
+
+    Runs trained on everything have none of their own: what they say of rows that they learned proves nothing.
+    """
+    held_out = [run for run in chosen if EVERYTHING not in run.folds]
+    if not held_out:
+        return
+    total = sum(blend.weights[run.name] for run in held_out)
+    blend = dataclasses.replace(blend, weights={run.name: blend.weights[run.name] / total for run in held_out})
+    oof = blend_predictions(blend, {run.name: run.oof() for run in held_out})
     runs = {name: concatenate([one.oof for one in exported if one.member.run == name]) for name in blend.weights}
     shared = np.array(sorted(set.intersection(*(set(part.ids.tolist()) for part in runs.values()))), np.str_)
     if not len(shared):
         raise BundleError("the runs' folds share no validation images; train them on the same fold file")
     again = blend_predictions(blend, {name: part.align(shared) for name, part in runs.items()})
     truth = labels.align(shared).classes
-    before, after = (blend.decision.decide(part.probs) for part in (oof.align(shared), again))
-    changed = sum(int((before[head] != after[head]).sum()) for head in task.heads)
+    many = task.multilabel_heads
+    before, after = (blend.decision.decide(part.probs, multilabel=many) for part in (oof.align(shared), again))
+    # of an image's multi-label head, each class is a part of one decision
+    changed = sum(float((before[h] != after[h]).reshape(len(shared), -1).mean(axis=1).sum()) for h in task.heads)
     if changed > CHANGED_SHARE * len(shared) * len(task.heads):
         answers: list[Answers] = [after, before]
         if blend.decision.is_plain:  # the only decision of a metric of probabilities, which takes no classes
             answers = [again.probs, oof.align(shared).probs]
         scores = [score_answers(task, truth, one).total for one in answers]
         raise BundleError(
-            f"the exported blend decides {changed:,} of {len(shared) * len(task.heads):,} out-of-fold answers "
+            f"the exported blend decides {changed:,.0f} of {len(shared) * len(task.heads):,} out-of-fold answers "
             f"otherwise than the runs' oof.npz and scores {scores[0]:.4f}, not {scores[1]:.4f}; "
             "checkpoints and oof.npz do not belong together, train again"
         )
@@ -211,7 +230,8 @@ def _check_score(task: Task, blend: Blend, exported: Sequence[_Exported], oof: P
 
 def _oof_score(task: Task, blend: Blend, oof: Predictions, labels: Labels) -> float:
     """Return the score the blend was chosen by, or its score where nothing was fitted; refuse a score it has not."""
-    answers = oof.probs if blend.decision.is_plain else blend.decision.decide(oof.probs)
+    decision = blend.decision
+    answers = oof.probs if decision.is_plain else decision.decide(oof.probs, multilabel=task.multilabel_heads)
     found = score_answers(task, labels.align(oof.ids).classes, answers).total
     if blend.score is None:
         return found
@@ -240,7 +260,10 @@ def _golden_ids(labels: Labels, source: PackedSource) -> Text:
     usable = np.isin(labels.ids, source.ids) & ~np.isin(labels.ids, list(source.broken))
     chosen: dict[int, None] = {}
     for classes in labels.classes.values():
-        _, first = np.unique(np.where(usable, classes, -1), return_index=True)
+        if classes.ndim == 2:
+            first = (classes.astype(bool) & usable[:, None]).argmax(axis=0)
+        else:
+            _, first = np.unique(np.where(usable, classes, -1), return_index=True)
         chosen |= dict.fromkeys(row for row in first.tolist() if usable[row])
     return labels.ids[_spread(np.array(list(chosen), np.int64), NUM_GOLDEN)]
 
@@ -261,11 +284,6 @@ def _encoded(source: Source, ids: Text) -> Iterator[bytes]:
         data = source.encoded(row)
         assert data is not None
         yield bytes(data)
-
-
-def _class_shares(labels: Labels, head: str, task: Task) -> npt.NDArray[np.float64]:
-    counts = np.bincount(labels.classes[head], minlength=task.heads[head].num_classes)
-    return np.asarray(counts / counts.sum())
 
 
 def _rows(ids: Text, source: Source) -> npt.NDArray[np.int64]:

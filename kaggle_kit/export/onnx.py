@@ -14,14 +14,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from kaggle_kit.decision import HALF, Decision
 from kaggle_kit.errors import ExportError, some_of
 from kaggle_kit.files import replacing
 from kaggle_kit.predictions import Probs
 from kaggle_kit.runtime.backends import INPUT, OnnxSession
 from kaggle_kit.runtime.bundle import Parity
 from kaggle_kit.sources import PackedSource
-from kaggle_kit.train.loop import predict_rows
 from kaggle_kit.train.model import Network
+from kaggle_kit.train.predict import predict_rows
 
 OPSET = 18
 IR_VERSION = 10  # onnx 1.20+ writes 13, which older runtimes refuse
@@ -39,7 +40,10 @@ class ExportGraph(nn.Module):
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return a (B, C) float32 tensor per head from (B, H, W, channels) uint8."""
-        return tuple(logits.softmax(dim=1) for logits in self.network(image).values())
+        return tuple(
+            logits.sigmoid() if self.network.head_kinds[head] == "multilabel" else logits.softmax(dim=1)
+            for head, logits in self.network(image).items()
+        )
 
 
 def export_onnx(network: Network, path: Path, *, shape: tuple[int, int, int]) -> None:
@@ -100,8 +104,11 @@ def measure_parity(
     exported = {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
     expected = predict_rows(network, source, rows)
     diff = max(float(np.abs(exported[head] - expected[head]).max()) for head in expected)
-    changed = {head: exported[head].argmax(axis=1) != expected[head].argmax(axis=1) for head in expected}
-    clear = [head for head in expected if (changed[head] & ~_is_tie(expected[head])).any()]
+    many = {head for head in expected if network.head_kinds[head] == "multilabel"}
+    before, after = (Decision().decide(probs, multilabel=many) for probs in (expected, exported))
+    changed = {head: before[head] != after[head] for head in expected}
+    ties = {head: _is_near_half(probs) if head in many else _is_tie(probs) for head, probs in expected.items()}
+    clear = [head for head in expected if (changed[head] & ~ties[head]).any()]
     if diff > MAX_ABS_DIFF or clear:
         raise ExportError(
             f"{path.name} does not repeat its network on {len(rows):,} images: probabilities differ by up to "
@@ -110,6 +117,11 @@ def measure_parity(
         )
     total = sum(int(flags.sum()) for flags in changed.values())
     return Parity(rows=len(rows), max_abs_diff=diff, decisions_changed=total), exported
+
+
+def _is_near_half(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Return (N, C) True where a multi-label head all but says a class, or all but does not."""
+    return np.asarray(np.abs(probs - HALF) <= TIE / 2)
 
 
 def _is_tie(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

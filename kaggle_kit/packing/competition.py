@@ -122,6 +122,24 @@ def pack_train(
         return pack(source, store, key=key, kind=kind, num_workers=num_workers, notes=notes, advance=bar.update)
 
 
+def pack_test(task: Task, data: Path, *, beside: Path) -> PackedSource:
+    """Pack the test images that the competitor sees, unless they are packed already.
+
+    Args:
+        task: The competition, stored size known.
+        data: Its data folder.
+        beside: The store goes to `packed_images` in it, with a name made of what it holds.
+    """
+    source = open_source(task, "test", data, on_broken="blank")
+    key = SourceKey(source, [task.stored, _read_as(task.images)])
+    size = "x".join(map(str, task.stored_size))
+    store = beside / DEFAULT_FOLDER / f"{task.name}-test-{size}-{key.short}"
+    with progress_bar(len(source), "packing the test", unit="image") as bar:
+        packed = pack(source, store, key=key, advance=bar.update)
+    packed.verify()
+    return packed
+
+
 def tagged_of(folder: Path) -> list[Tagged]:
     """Return the further images that the store in this folder was packed with."""
     with contextlib.suppress(DataError):

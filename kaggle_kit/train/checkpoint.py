@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from kaggle_kit.files import replacing
 from kaggle_kit.scores import Score
 from kaggle_kit.settings import build, fingerprint, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
-from kaggle_kit.train.config import TrainConfig
+from kaggle_kit.train.config import TrainConfig, Weights
 from kaggle_kit.train.model import Network, build_network
 
-FORMAT = 1
+FORMAT = 2
 HEADER_KEY = "kaggle_kit"
 
 
@@ -29,9 +30,10 @@ class CheckpointInfo:
     Attributes:
         task: The competition.
         config: How it was trained.
-        fold: The fold it was validated on.
+        fold: The fold it was validated on; -1 where it was trained on everything.
         epoch: How many epochs it had seen.
-        score: On its validation fold.
+        score: On its validation fold; None where it was trained on everything.
+        weights: Which weights these are: the optimizer's own, or an average.
         kit_version: Of the kit that wrote it.
     """
 
@@ -39,7 +41,8 @@ class CheckpointInfo:
     config: TrainConfig
     fold: int
     epoch: int
-    score: Score
+    score: Score | None
+    weights: Weights = "raw"
     kit_version: str = kaggle_kit.__version__
 
     @property
@@ -61,6 +64,7 @@ def save_checkpoint(path: Path, network: Network, info: CheckpointInfo) -> None:
         "fold": info.fold,
         "epoch": info.epoch,
         "score": plain(info.score),
+        "weights": info.weights,
     }
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     with replacing(path) as temporary:
@@ -74,30 +78,54 @@ def load_checkpoint(path: Path) -> tuple[Network, CheckpointInfo]:
         CheckpointError: When the file is missing, damaged, of another format, or its weights do not fit.
     """
     header, weights = _read(path)
+    info = _info(path, header)
+    network = build_network(info.task, info.config.model, load_pretrained=False)
+    load_weights(network, weights, where=str(path))
+    return network.eval(), info
+
+
+def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], CheckpointInfo]:
+    """Return a checkpoint's tensors and its description.
+
+    Raises:
+        CheckpointError: When the file is missing, damaged or of another format.
+    """
+    header, weights = _read(path)
+    return weights, _info(path, header)
+
+
+def load_weights(network: Network, weights: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Put tensors into a network.
+
+    Raises:
+        CheckpointError: When their names or shapes are not the network's.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if wrong:
+        raise CheckpointError(
+            f"{where}: {len(wrong)} tensor(s) do not fit the network: {wrong[0]!r} has shape {found.get(wrong[0])}, "
+            f"expected {expected.get(wrong[0])}; was it written with other settings, or another timm version?"
+        )
+    network.load_state_dict(weights)
+
+
+def _info(path: Path, header: Mapping[str, Any]) -> CheckpointInfo:
     try:
-        info = CheckpointInfo(
+        return CheckpointInfo(
             task=task_from_plain(header["task"]),
             config=build(TrainConfig, header["config"]),
             fold=header["fold"],
             epoch=header["epoch"],
-            score=build(Score, header["score"]),
+            score=None if header["score"] is None else build(Score, header["score"]),
+            weights=header["weights"],
             kit_version=header["kit_version"],
         )
     except (KeyError, SettingError) as error:
         raise CheckpointError(
             f"{path}: its header does not read ({error}); was it written by another version?"
         ) from None
-    network = build_network(info.task, info.config.model, load_pretrained=False)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: {len(wrong)} tensor(s) do not fit {info.config.model.name!r}: {wrong[0]!r} has shape "
-            f"{found.get(wrong[0])}, expected {expected.get(wrong[0])}; was it written with another timm version?"
-        )
-    network.load_state_dict(weights)
-    return network.eval(), info
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import shutil
-from collections.abc import Iterator
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from kaggle_kit.errors import DataError, KitError, SettingError, some_of
-from kaggle_kit.files import check_replaceable
-from kaggle_kit.folds import Folds, Ints, labels_hash, unseen_rows
-from kaggle_kit.labels import Labels, read_labels
-from kaggle_kit.packing.competition import pack_train, tagged_of
-from kaggle_kit.predictions import concatenate
+from kaggle_kit.errors import KitError, SettingError
+from kaggle_kit.folds import Folds
+from kaggle_kit.labels import read_labels, resolve_classes
+from kaggle_kit.machine import num_cores
+from kaggle_kit.packing.competition import pack_train
+from kaggle_kit.predictions import Predictions, concatenate
 from kaggle_kit.progress import say
-from kaggle_kit.runs import FoldSummary, Run, read_run, write_run
+from kaggle_kit.runs import FoldSummary, Run, fold_folder, read_run, write_run
 from kaggle_kit.scores import DRAWS, score_split
-from kaggle_kit.sources import PackedSource, resolve_stored
-from kaggle_kit.tables import rows_of
-from kaggle_kit.task import Task
-from kaggle_kit.train.config import TrainConfig
-from kaggle_kit.train.loop import train_fold
+from kaggle_kit.settings import plain
+from kaggle_kit.sources import resolve_stored
+from kaggle_kit.task import Task, task_to_plain
+from kaggle_kit.train.augment import make_augment
+from kaggle_kit.train.config import TrainConfig, Weights
+from kaggle_kit.train.devices import make_fabric
+from kaggle_kit.train.heads import derivation_of
+from kaggle_kit.train.logs import check_loggers
+from kaggle_kit.train.loop import FoldResult, train_fold
+from kaggle_kit.train.losses import loss_weights
 from kaggle_kit.train.model import check_model
+from kaggle_kit.train.optim import check_optimizer
+from kaggle_kit.train.pseudo import add_pseudo_labels, pseudo_key
+from kaggle_kit.train.record import OOF
+from kaggle_kit.train.report import write_report
+from kaggle_kit.train.rows import TrainData, fit_together
+from kaggle_kit.train.run_folder import check_folder, claimed, finish_fold, finished_folds
+from kaggle_kit.train.state import STATE
+from kaggle_kit.train.training import FoldJob
 
-MARKER = ".kaggle-kit-run"
+OnEpoch = Callable[[int, int, float], None]
 
 
 def train_run(
@@ -42,175 +54,249 @@ def train_run(
     beside: Path | None = None,
     only: int | None = None,
     overwrite: bool = False,
+    on_epoch: OnEpoch | None = None,
 ) -> Run:
-    """Train one network a fold.
+    """Train one network a fold, going on where an earlier call with the same arguments was cut off.
 
     Args:
         task: The competition.
         config: The settings.
         data: Its data folder.
         folds: Who validates what.
-        out: The run's folder; must not hold a run yet.
+        out: The run's folder: new, or this run's own.
         packed: The packed store to read from or to make; None: in or below `beside`.
         beside: None: beside `out`.
-        only: Train this fold alone.
+        only: Train this fold alone; those trained before stay in the run.
         overwrite: Replace a run that is there.
+        on_epoch: Told (fold, epoch, score) after every epoch; what it raises ends the training.
 
     Raises:
         DataError: When data, labels and folds do not fit together, or `out` is taken.
-        SettingError: When `only` is no fold.
+        SettingError: When `only` is no fold, or settings do not fit the task.
+        KitError: When training cannot go on; what is finished is kept.
     """
+    started = time.monotonic()
     if not folds.num_folds:
         raise SettingError(
-            f"the folds validate no image (scheme {folds.scheme!r}), so training could not choose its best epoch; "
-            "make folds that validate, such as --scheme holdout"
+            f"the folds validate no image (scheme {folds.scheme!r}), so training could not choose its best epoch; make "
+            "folds that validate, train on them, and then on everything with `like=` that run"
         )
     if only is not None and not 0 <= only < folds.num_folds:
         raise SettingError(f"`fold` is {only}; the fold file has folds 0 to {folds.num_folds - 1}")
-    _check_folder(out, overwrite=overwrite)
-    check_model(config.model)
-    task = resolve_stored(task, data)
+    check_folder(out)
+    fabric = make_fabric(config)
+    task, ready = prepare(task, config, data, folds, packed=packed, beside=beside or out.parent, fabric=fabric)
+    plan = {
+        "task": task_to_plain(task),
+        "config": plain(config),
+        "folds": _folds_key(folds),
+        "images": ready.source.key,
+        "pseudo": pseudo_key(config.pseudo),
+    }
+    wanted = list(range(folds.num_folds)) if only is None else [only]
+    check_batch_size(config, ready, wanted, num_ranks=fabric.world_size)
+    with claimed_by_first(fabric, out, plan, overwrite=overwrite):
+        before = finished_folds(out)
+        missing = [fold for fold in wanted if fold not in before or before[fold].stopped]
+        if not missing and (out / "run.json").is_file():
+            say(f"{out}: this run is finished; nothing is left to train")
+            return read_run(out)
+        if before or any(out.glob(f"*/{STATE}")):
+            say(f"{out}: going on with a run that was begun earlier")
+        if fabric.is_global_zero:
+            ready.folds.save(out / "folds.parquet")
+        for place, fold in enumerate(missing):
+            deadline = _deadline(config, started, len(missing) - place)
+            train_one(task, config, ready, fold, out, fabric=fabric, deadline=deadline, on_epoch=on_epoch)
+        if fabric.is_global_zero:
+            _finish_run(task, config, ready, data, out)
+        fabric.barrier()
+        return read_run(out)
+
+
+def prepare(
+    task: Task, config: TrainConfig, data: Path, folds: Folds, *, packed: Path | None, beside: Path, fabric: Any
+) -> tuple[Task, TrainData]:
+    """Check what can be checked before long work, then pack the images and join everything by id.
+
+    Raises:
+        KitError: When settings, task, images, labels and folds do not fit together.
+    """
+    check_model(config.model, sizes={"schedule.small_size": config.schedule.small_size})
+    check_optimizer(config.optim.name)
+    check_loggers(config.log)
+    task = resolve_classes(resolve_stored(task, data), data)
     labels = read_labels(task, data)
-    _check_same_labels(folds, labels)
-    source = pack_train(task, data, packed, beside=beside or out.parent)
-    labels, folds = _usable_rows(labels, folds, source)
-    added = _added_labels(task, source)
-    folds = _with_unseen(folds, labels, added)
-    _start_run(out)
-    folds.save(out / "folds.parquet")
-    wanted = range(folds.num_folds) if only is None else [only]
-    aligned = _labels_by_row(labels, added, source)
-    rows, added_rows = rows_of(labels.ids, source.ids), rows_of(added.ids, source.ids)
-    results = {}
-    for fold in wanted:
-        valid_rows = rows[folds.fold == fold]
-        with _explained_out_of_memory(fold, config):
-            results[fold] = train_fold(
-                task,
-                config,
-                source=source,
-                labels=aligned,
-                train_rows=np.concatenate([rows[folds.fold != fold], _unlike(added_rows, valid_rows, source)]),
-                valid_rows=valid_rows,
-                fold=fold,
-                folder=out / f"fold{fold}",
+    make_augment(config, task)
+    loss_weights(task, config.loss)
+    with fabric.rank_zero_first():
+        source = pack_train(task, data, packed, beside=beside)
+        stacked, pseudo = add_pseudo_labels(task, config.pseudo, source, data=data, beside=beside)
+    return task, fit_together(task, labels, folds, stacked, pseudo=pseudo)
+
+
+def check_batch_size(config: TrainConfig, ready: TrainData, folds: Sequence[int], *, num_ranks: int) -> None:
+    """Refuse batches that no fold can fill.
+
+    Raises:
+        SettingError: Naming the first fold whose train images are fewer.
+    """
+    for fold in folds:
+        found = len(ready.train_rows(fold)) // num_ranks
+        if found < config.loader.batch_size:
+            each = " for each device" if num_ranks > 1 else ""
+            raise SettingError(
+                f"`loader.batch_size` is {config.loader.batch_size}, and fold {fold} trains on {found:,} images{each}; "
+                "lower it to at most that"
             )
-    oof = concatenate([result.oof for result in results.values()])
-    oof.save(out / "oof.npz")
-    own, unseen = labels.align(oof.ids), folds.unseen[folds.rows(oof.ids)]
-    run = Run(
-        folder=out,
-        task=task,
-        config=config,
-        data=data,
-        packed=source.folder,
-        packed_key=source.key,
-        scores=score_split(task, own.classes, oof.probs, unseen, draws=DRAWS, groups=own.group_numbers()),
-        folds={f: FoldSummary(epoch=r.epoch, score=r.score, seconds=r.seconds) for f, r in results.items()},
-    )
-    write_run(run)
-    return read_run(out)
 
 
 @contextmanager
-def _explained_out_of_memory(fold: int, config: TrainConfig) -> Iterator[None]:
+def claimed_by_first(fabric: Any, out: Path, plan: dict[str, Any], *, overwrite: bool) -> Iterator[None]:
+    """Hold the folder by the first rank; the others wait until it is theirs."""
+    if fabric.world_size == 1:
+        with claimed(out, plan, overwrite=overwrite):
+            yield
+    elif fabric.is_global_zero:
+        with claimed(out, plan, overwrite=overwrite):
+            fabric.barrier()
+            yield
+    else:
+        fabric.barrier()
+        yield
+
+
+def train_one(
+    task: Task,
+    config: TrainConfig,
+    ready: TrainData,
+    fold: int,
+    out: Path,
+    *,
+    fabric: Any,
+    deadline: float | None,
+    on_epoch: OnEpoch | None = None,
+    last_epoch: int | None = None,
+    keep: Weights = "raw",
+) -> FoldResult:
+    """Train a fold, -1 for everything, and note its result; the first rank writes.
+
+    Args:
+        task: As `prepare` gave it.
+        config: The settings.
+        ready: As `prepare` gave it.
+        fold: Its number.
+        out: The run's folder.
+        fabric: Launched.
+        deadline: When to end, as `time.monotonic()` counts.
+        on_epoch: Told (fold, epoch, score) after every epoch.
+        last_epoch: End after this epoch; None: after all.
+        keep: Which weights to keep where nothing validates.
+
+    Raises:
+        KitError: When training cannot go on.
+    """
+    job = FoldJob(
+        task=task,
+        config=config,
+        source=ready.source,
+        labels=ready.by_row,
+        train_rows=ready.train_rows(fold),
+        valid_rows=ready.valid_rows(fold),
+        fold=fold,
+        folder=fold_folder(out, fold),
+        derivation=derivation_of(task, ready.labels, config.model.derive_from) if config.model.derive_from else None,
+        keep=keep,
+    )
+    with _explained_out_of_memory(job):
+        result = train_fold(job, fabric=fabric, deadline=deadline, on_epoch=on_epoch, last_epoch=last_epoch)
+    if fabric.is_global_zero:
+        summary = FoldSummary(
+            epoch=result.epoch,
+            score=result.score,
+            seconds=round(result.seconds, 1),
+            weights=result.weights,
+            stopped=result.stopped,
+        )
+        finish_fold(out, fold, summary)
+        if not result.stopped:
+            (job.folder / STATE).unlink(missing_ok=True)
+    return result
+
+
+def _finish_run(task: Task, config: TrainConfig, ready: TrainData, data: Path, out: Path) -> None:
+    """Join what the folds gave, and write the run."""
+    summaries = finished_folds(out)
+    oof = concatenate([Predictions.load(fold_folder(out, fold) / OOF) for fold in summaries])
+    oof.save(out / "oof.npz")
+    own, unseen = ready.labels.align(oof.ids), ready.folds.unseen[ready.folds.rows(oof.ids)]
+    write_run(
+        Run(
+            folder=out,
+            task=task,
+            config=config,
+            data=data,
+            packed=ready.source.folder,
+            packed_key=ready.source.key,
+            scores=score_split(task, own.classes, oof.probs, unseen, draws=DRAWS, groups=own.group_numbers()),
+            folds=summaries,
+            environment=describe_environment(),
+        )
+    )
+    report_on(out)
+
+
+def report_on(out: Path) -> None:
+    """Write the page of a finished run; what goes wrong with it does not undo the run."""
+    try:
+        write_report(out)
+    except OSError as error:
+        say(f"{out}: the run is whole, but run.html could not be written ({error.strerror or error})")
+
+
+def describe_environment() -> dict[str, str]:
+    """Return the versions and devices that a training depends on."""
+    import platform
+
+    import albumentations
+    import timm
+
+    import kaggle_kit
+
+    cores = f"{platform.machine()}, {num_cores()} cores"
+    return {
+        "kaggle_kit": kaggle_kit.__version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "albumentations": albumentations.__version__,
+        "system": platform.platform(terse=True),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cores,
+    }
+
+
+def _deadline(config: TrainConfig, started: float, num_folds: int) -> float | None:
+    """Return when this fold must end for the folds after it to have as much time each."""
+    if config.max_hours is None:
+        return None
+    left = started + 3600 * config.max_hours - time.monotonic()
+    return time.monotonic() + max(left, 0.0) / num_folds
+
+
+def _folds_key(folds: Folds) -> dict[str, Any]:
+    places = hashlib.sha256(
+        "\n".join(f"{name} {fold}" for name, fold in zip(folds.ids, folds.fold, strict=True)).encode()
+    )
+    return {"scheme": folds.scheme, "seed": folds.seed, "data": folds.data_hash, "places": places.hexdigest()[:12]}
+
+
+@contextmanager
+def _explained_out_of_memory(job: FoldJob) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:
+        size = job.config.model.input_size or job.task.stored_size
         raise KitError(
-            f"fold {fold} does not fit the device's memory; lower `loader.batch_size`, now {config.loader.batch_size}"
+            f"{job.title} does not fit the device's memory; lower `loader.micro_batch`, now "
+            f"{job.config.loader.micro_batch or job.config.loader.batch_size}, or `model.input_size`, now {list(size)}"
         ) from None
-
-
-def _check_folder(out: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that holds a run, unless it may be replaced, or anything that no run wrote."""
-    own = [path.name for path in out.iterdir() if _is_own(path.name)] if (out / MARKER).is_file() else []
-    check_replaceable(out, own, what="run", error=DataError)
-    if own and not overwrite:
-        what = "a run already" if "run.json" in own else "an unfinished run, which cannot be resumed yet"
-        raise DataError(f"{out} holds {what}; choose another `out`, or set overwrite=true")
-
-
-def _is_own(name: str) -> bool:
-    return name in (MARKER, "run.json", "folds.parquet", "oof.npz") or re.fullmatch(r"fold\d+", name) is not None
-
-
-def _start_run(out: Path) -> None:
-    """Empty the folder, now that data, labels and folds are known to fit together."""
-    if out.exists() and any(out.iterdir()):
-        for path in [path for path in out.iterdir() if _is_own(path.name)]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / MARKER).touch()
-
-
-def _check_same_labels(folds: Folds, labels: Labels) -> None:
-    found = labels_hash(labels)
-    if folds.data_hash != found:
-        raise DataError(
-            f"the folds were made from other labels (hash {folds.data_hash}, now {found}); "
-            "make them again with `kaggle-kit folds`"
-        )
-
-
-def _usable_rows(labels: Labels, folds: Folds, source: PackedSource) -> tuple[Labels, Folds]:
-    """Leave out images that could not be read, aloud; align folds with labels."""
-    folds = folds.align(labels.ids)
-    broken = np.isin(labels.ids, list(source.broken))
-    if broken.any():
-        names = labels.ids[broken]
-        reason = source.broken[str(names[0])]
-        say(f"{len(names):,} broken image(s) left out of training: {some_of(names)}; the first: {reason}")
-    kept = labels.take(np.flatnonzero(~broken))
-    return kept, folds.align(kept.ids)
-
-
-def _with_unseen(folds: Folds, labels: Labels, added: Labels) -> Folds:
-    """Return folds that mark as unseen what no image that really trains shows: no broken one, but added ones too."""
-    both = Labels(
-        ids=np.concatenate([labels.ids, added.ids]),
-        classes={head: np.concatenate([classes, added.classes[head]]) for head, classes in labels.classes.items()},
-    )
-    always = np.full(len(added), -1, np.int64)
-    unseen = unseen_rows(both, np.concatenate([folds.fold, always]))
-    return dataclasses.replace(folds, unseen=unseen[: len(labels)])
-
-
-def _added_labels(task: Task, source: PackedSource) -> Labels:
-    """Return the labels of images that were packed under a tag: they train every fold and validate none."""
-    parts = []
-    for tagged in tagged_of(source.folder):
-        if tagged.task.heads != task.heads:
-            raise DataError(
-                f"images tagged {tagged.tag!r} have heads {list(tagged.task.heads)} or other classes, expected those "
-                f"of {task.name!r}: {list(task.heads)}; give both tasks the same `heads`, and pack again"
-            )
-        labels = tagged.labels()
-        parts.append(labels.take(np.flatnonzero(~np.isin(labels.ids, list(source.broken)))))
-        say(f"{len(parts[-1]):,} images tagged {tagged.tag!r} train every fold; none is validated on them")
-    return Labels(
-        ids=np.concatenate([np.zeros(0, np.str_), *(part.ids for part in parts)]),
-        classes={h: np.concatenate([np.zeros(0, np.int64), *(p.classes[h] for p in parts)]) for h in task.heads},
-    )
-
-
-def _unlike(added_rows: Ints, valid_rows: Ints, source: PackedSource) -> Ints:
-    """Return the added rows that equal no validation image: those would be learned by heart."""
-    groups = source.duplicate_groups()
-    equal = np.isin(groups[added_rows], groups[valid_rows])
-    if equal.any():
-        say(f"{int(equal.sum()):,} added images equal validation images and are left out of this fold")
-    return added_rows[~equal]
-
-
-def _labels_by_row(labels: Labels, added: Labels, source: PackedSource) -> Labels:
-    """Return labels in the source's row order; rows without a label get class 0 and are never trained on."""
-    rows = rows_of(source.ids, np.concatenate([labels.ids, added.ids]))
-    both = {head: np.concatenate([classes, added.classes[head]]) for head, classes in labels.classes.items()}
-    return Labels(
-        ids=source.ids,
-        classes={head: np.where(rows < 0, 0, classes[np.maximum(rows, 0)]) for head, classes in both.items()},
-    )

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from kaggle_kit.machine import memory_bytes
 from kaggle_kit.sources import PackedSource
+from kaggle_kit.sources.stacked import StackedStores
 
 Ints = npt.NDArray[np.int64]
 ROWS_A_RUN = 512
@@ -36,7 +37,7 @@ def shuffled(num_rows: int, *, seed: int, epoch: int, window: int | None = None)
     return np.concatenate([rng.permutation(group) for group in groups])
 
 
-def shuffle_window(store: PackedSource, window_gb: float | None) -> int | None:
+def shuffle_window(store: PackedSource | StackedStores, window_gb: float | None) -> int | None:
     """Return how many images to shuffle together, None for all.
 
     Args:

@@ -1,0 +1,52 @@
+"""What computes: one device, or all of a `torchrun`, by Lightning Fabric."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import Any
+
+import torch
+
+from kaggle_kit.errors import SettingError
+from kaggle_kit.train.config import TrainConfig
+
+PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
+# The first rank packs and checks images while the others wait; the default of 10 to 30 minutes is too short for that.
+PATIENCE = datetime.timedelta(hours=6)
+
+
+def make_fabric(config: TrainConfig) -> Any:
+    """Return a launched Fabric on the best device there is, with the precision it can do.
+
+    Under `torchrun` on all its devices, which then share every batch's gradients.
+
+    Raises:
+        SettingError: When the device cannot do the precision asked for.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", str(num_ranks)))
+    precision = _best_precision() if config.device.precision == "auto" else config.device.precision
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise SettingError("`device.precision` is 'fp16', which needs a GPU; set device.precision=auto")
+    # A frozen backbone, or a head whose loss counts nothing, has parameters that get no gradient.
+    partly = bool(config.optim.freeze_epochs) or 0.0 in config.loss.head_weights.values()
+    fabric = Fabric(
+        accelerator="auto",
+        devices=num_local,
+        num_nodes=num_ranks // num_local,
+        strategy=DDPStrategy(find_unused_parameters=partly, timeout=PATIENCE) if num_ranks > 1 else "auto",
+        precision=PRECISIONS[precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def _best_precision() -> str:
+    if not torch.cuda.is_available():
+        return "fp32"
+    # torch.cuda.is_bf16_supported() also says yes where bf16 is only emulated, as on T4.
+    return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"

@@ -1,0 +1,348 @@
+"""What one fold's training is made of, and what happens at the ends of epochs and of the whole."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kaggle_kit.labels import Labels
+from kaggle_kit.metrics import gain
+from kaggle_kit.progress import progress_bar
+from kaggle_kit.scores import Score, score_answers
+from kaggle_kit.settings import plain
+from kaggle_kit.task import Task
+from kaggle_kit.train.augment import make_augment
+from kaggle_kit.train.averages import Averages
+from kaggle_kit.train.averaging import State, greedy_soup
+from kaggle_kit.train.checkpoint import load_weights
+from kaggle_kit.train.config import TrainConfig, Weights
+from kaggle_kit.train.course import Course
+from kaggle_kit.train.data import Store, TrainStream, make_loader
+from kaggle_kit.train.logs import Loggers, Row, history_row, open_loggers
+from kaggle_kit.train.losses import TrainingLoss, make_loss
+from kaggle_kit.train.mixing import Mixer
+from kaggle_kit.train.model import Network, build_network, freeze_backbone, unfreeze
+from kaggle_kit.train.optim import Schedule, make_optimizer, make_schedule
+from kaggle_kit.train.order import shuffle_window
+from kaggle_kit.train.predict import predict_together
+from kaggle_kit.train.record import FoldRecord
+from kaggle_kit.train.sampling import row_weights
+from kaggle_kit.train.state import STATE, load_state, save_state
+
+Ints = npt.NDArray[np.int64]
+# A kill costs at most so much work: the state is also saved between the ends of epochs.
+SAVE_EVERY_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldJob:
+    """What is trained on what, and where it goes.
+
+    Attributes:
+        task: The competition, its stored size and auxiliary classes known.
+        config: The settings.
+        source: Images, (H, W, C) uint8 of the stored size.
+        labels: Aligned with the source: row i labels image i.
+        train_rows: Rows to train on.
+        valid_rows: Rows to validate on, in the order of the out-of-fold predictions; none: the last weights are kept.
+        fold: The fold's number; -1 for a training on everything.
+        folder: Where files go.
+        derivation: For `model.derive_from`: {head: (A,) the class that each auxiliary class belongs to}.
+        keep: Which weights to keep where nothing validates.
+    """
+
+    task: Task
+    config: TrainConfig
+    source: Store
+    labels: Labels
+    train_rows: Ints
+    valid_rows: Ints
+    fold: int
+    folder: Path
+    derivation: Mapping[str, Ints] | None = None
+    keep: Weights = "raw"
+
+    @property
+    def seed(self) -> int:
+        """What everything random in this fold follows."""
+        return self.config.seed * 1000 + self.fold % 1000
+
+    @property
+    def title(self) -> str:
+        """What progress bars and messages call it."""
+        return f"fold {self.fold}" if self.fold >= 0 else "everything"
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A fold's training under way. What changes from step to step is in `parts`, which are saved and restored."""
+
+    job: FoldJob
+    fabric: Any
+    network: Network
+    model: Any
+    optimizer: Any
+    schedule: Schedule
+    stream: TrainStream
+    loss_of: TrainingLoss
+    mixer: Mixer
+    averages: Averages
+    course: Course
+    record: FoldRecord
+    loggers: Loggers
+    parts: dict[str, Any]
+    validation_seconds: float = 0.0
+    _saved: float = 0.0
+
+    def seed_of(self, step: int) -> int:
+        """Return the seed of a step, another on every rank."""
+        place = (self.job.seed, 5, step, self.fabric.global_rank)
+        return int(np.random.default_rng(place).integers(2**63))
+
+    def size_of(self, epoch: int) -> tuple[int, int]:
+        """Return the (height, width) the network sees in an epoch, counted from 0."""
+        schedule = self.job.config.schedule
+        small = schedule.small_size if epoch < schedule.small_epochs else None
+        return small or self._final_size
+
+    def enter_epoch(self, epoch: int) -> None:
+        """Freeze what is frozen in this epoch, and set the size the networks see."""
+        if epoch < self.job.config.optim.freeze_epochs:
+            freeze_backbone(self.network)
+        else:
+            unfreeze(self.network)
+        self._set_size(self.size_of(epoch))
+        self.model.train()
+
+    def end_epoch(self) -> Row:
+        """Validate the weights and their averages, keep the best, save all, and return the epoch's history."""
+        self.course.check()
+        epoch = self.course.epoch  # counted from 1: the step is the next epoch's first
+        self.averages.end_epoch(epoch)
+        rate = self.schedule.rate(self.course.step - 1)
+        figures = self.course.end_epoch()
+        scores: dict[Weights, Score] = {}
+        if len(self.job.valid_rows):
+            before = self.record.best
+            scores = self._validate(epoch)
+            self.schedule.end_epoch(better=self.record.best is not before)
+        row = history_row(
+            epoch=epoch,
+            rate=rate,
+            score=scores.pop("raw", None),
+            averages={weights: score.total for weights, score in scores.items()},
+            seconds=self.course.count_other_time(),
+            **figures,
+        )
+        if self.job.config.schedule.small_epochs:
+            row["size"] = "x".join(map(str, self.size_of(epoch - 1)))
+        self.record.history.add(row)
+        self.loggers.log(self.course.step, row)
+        self.save_state()
+        self.record.drop_contenders()
+        return row
+
+    def finish(self) -> None:
+        """Score what is only known at the end: averages with BatchNorm statistics of their own, and the soup."""
+        epoch = -(-self.course.step // self.stream.steps_per_epoch)
+        self._set_size(self._final_size)
+        self.averages.finish(self._images_again)
+        if not len(self.job.valid_rows):
+            kept: dict[Weights, Network] = {"raw": self.network, **dict(self.averages.finished())}
+            self.record.keep_unscored(kept.get(self.job.keep, self.network), epoch=epoch, weights=self.job.keep)
+        else:
+            if self.record.best is None or self.course.step % self.stream.steps_per_epoch:
+                self._offer(self.network, "raw", epoch)  # stopped within an epoch, or in one at another size
+            for weights, network in self.averages.finished():
+                self._offer(network, weights, epoch)
+            self._offer_soup(epoch)
+        self.record.drop_contenders(all_of_them=True)
+
+    def ensure_checkpoint(self) -> str:
+        """Keep the weights as they are where none were kept yet; return their score, or nothing, in brackets."""
+        epoch = -(-self.course.step // self.stream.steps_per_epoch)
+        if not len(self.job.valid_rows):
+            self.record.keep_unscored(self.network, epoch=epoch, weights="raw")
+            return ""
+        if self.record.best is None:
+            self._set_size(self._final_size)
+            self._offer(self.network, "raw", epoch)
+        assert self.record.best is not None
+        return f"({self.record.best.score.total:.4f})"
+
+    def save_state(self) -> None:
+        """Write everything that the training goes on from; the first rank's holds for all."""
+        self._saved = time.monotonic()
+        if self.fabric.is_global_zero:
+            state = {name: part.state_dict() for name, part in self.parts.items()}
+            save_state(self.job.folder / STATE, state)
+
+    def save_state_now_and_then(self) -> None:
+        """Save the state where the last time is long ago."""
+        if time.monotonic() - self._saved >= SAVE_EVERY_S:
+            self.course.check()
+            self.save_state()
+
+    def restore(self) -> None:
+        """Go on from a saved state, if there is one."""
+        self._saved = time.monotonic()
+        state = load_state(self.job.folder / STATE)
+        for name, part in self.parts.items() if state else ():
+            assert state is not None
+            part.load_state_dict(state[name])
+
+    def summary(self, row: Row) -> str:
+        """Return an epoch in a few words, for the progress bar."""
+        text = f"epoch {row['epoch']}/{self.job.config.epochs} loss {float(row['loss']):.3f}"
+        if "score" in row:
+            text += f" score {float(row['score']):.4f}"
+        best = self.record.best
+        return text + (f" best {best.score.total:.4f} ({best.weights})" if best else "")
+
+    @property
+    def _final_size(self) -> tuple[int, int]:
+        return self.job.config.model.input_size or self.job.task.stored_size
+
+    def _validate(self, epoch: int) -> dict[Weights, Score]:
+        """Score the weights and their running averages."""
+        started = time.perf_counter()
+        counts = self.size_of(epoch - 1) == self._final_size
+        running: list[tuple[Weights, Network]] = [("raw", self.network), *self.averages.running()]
+        scores = {weights: self._offer(network, weights, epoch, counts=counts) for weights, network in running}
+        self.validation_seconds = time.perf_counter() - started
+        return scores
+
+    def _offer(self, network: Network, weights: Weights, epoch: int, *, counts: bool = True) -> Score:
+        probs = predict_together(self.fabric, network, self.job.source, self.job.valid_rows)
+        return self.record.offer(network, probs, epoch=epoch, weights=weights, counts=counts)
+
+    def _offer_soup(self, epoch: int) -> None:
+        """Offer the greedy soup of the best epochs' weights."""
+        self.fabric.barrier()  # the first rank has written them
+        contenders = self.record.contenders()
+        if len(contenders) < 2:
+            return
+        network = copy.deepcopy(self.network)
+
+        def score(weights: State) -> float:
+            load_weights(network, weights, where="a soup")
+            probs = predict_together(self.fabric, network, self.job.source, self.job.valid_rows)
+            return score_answers(self.job.task, self.record.truth, probs).total
+
+        metric = self.job.task.metric
+        paths = [path for _, path in contenders]
+        soup = greedy_soup(paths, score=score, better=lambda new, old: gain(metric, new, old) > 0)
+        load_weights(network, soup.state, where="the soup")
+        self._offer(network, "soup", epoch)
+
+    def _images_again(self) -> Iterator[torch.Tensor]:
+        """Yield the images of one more epoch, augmented as in training and not mixed, for BatchNorm statistics."""
+        steps = range(len(self.stream), len(self.stream) + self.stream.steps_per_epoch)
+        workers = self.job.config.loader.num_workers
+        with progress_bar(len(steps), f"{self.job.title}: BatchNorm of averages", unit="step") as bar:
+            for batch in make_loader(self.stream, steps, num_workers=workers, device=self.fabric.device):
+                yield batch.images.to(self.fabric.device)
+                bar.update()
+
+    def _set_size(self, size: tuple[int, int]) -> None:
+        for network in (self.network, *self.averages.networks()):
+            if network.input_size != size:
+                network.set_input_size(size)
+
+
+def assemble(job: FoldJob, fabric: Any) -> Training:
+    """Make everything a fold's training needs, in the state it was saved in if it was begun before.
+
+    Args:
+        job: What is trained on what.
+        fabric: Launched.
+
+    Raises:
+        KitError: When settings, labels and weights do not fit together, or the saved state is damaged.
+    """
+    task, config, device = job.task, job.config, fabric.device
+    torch.manual_seed(job.seed)
+    network = build_network(task, config.model, derivation=job.derivation)
+    if config.device.channels_last:
+        network.to(memory_format=torch.channels_last)
+    network.to(device)
+    stream = _make_stream(job, fabric)
+    optimizer = make_optimizer(network, config.optim)
+    schedule = make_schedule(config, steps_per_epoch=stream.steps_per_epoch, epochs=config.epochs)
+    averages = Averages(network, config)
+    model, fabric_optimizer = fabric.setup(torch.compile(network) if config.device.compile else network, optimizer)
+    course = Course(
+        stream,
+        micro_batch=config.loader.micro_batch,
+        device=device,
+        scaled=getattr(fabric.strategy.precision, "scaler", None) is not None,
+    )
+    record = FoldRecord(
+        task,
+        config,
+        fold=job.fold,
+        folder=job.folder,
+        ids=job.source.ids[job.valid_rows],
+        truth=job.labels.take(job.valid_rows).classes,
+        writes=fabric.is_global_zero,
+    )
+    training = Training(
+        job=job,
+        fabric=fabric,
+        network=network,
+        model=model,
+        optimizer=fabric_optimizer,
+        schedule=schedule,
+        stream=stream,
+        loss_of=make_loss(task, config.loss, job.labels, job.train_rows).to(device),
+        mixer=Mixer(config.mix, seed=job.seed, num_steps=len(stream)),
+        averages=averages,
+        course=course,
+        record=record,
+        loggers=Loggers({}),
+        parts={
+            "network": network,
+            "optimizer": optimizer,
+            "schedule": schedule,
+            "precision": fabric.strategy.precision,
+            "averages": averages,
+            "course": course,
+            "record": record,
+        },
+    )
+    training.restore()
+    if fabric.is_global_zero:
+        training.loggers = open_loggers(
+            config.log,
+            task=task,
+            run_name=f"{job.folder.parent.name}/{job.folder.name}",
+            folder=job.folder,
+            settings=plain(config),
+            step=course.step,
+        )
+    return training
+
+
+def _make_stream(job: FoldJob, fabric: Any) -> TrainStream:
+    config = job.config
+    return TrainStream(
+        job.source,
+        job.labels,
+        job.train_rows,
+        batch_size=config.loader.batch_size,
+        epochs=config.epochs,
+        seed=job.seed,
+        augment=make_augment(config, job.task),
+        row_weights=row_weights(job.task, config.sampling, job.labels, job.train_rows),
+        window=shuffle_window(job.source, config.loader.window_gb),
+        rank=fabric.global_rank,
+        num_ranks=fabric.world_size,
+    )

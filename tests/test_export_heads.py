@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import Toy
+from test_multilabel import NAMES, TAGS, sets_of
+
+from kaggle_kit.blending import fit_blend
+from kaggle_kit.decision import Decision, HeadRule
+from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
+from kaggle_kit.errors import BundleError, ExportError, SettingError
+from kaggle_kit.export.bundle import write_bundle
+from kaggle_kit.export.onnx import ExportGraph, export_onnx, measure_parity
+from kaggle_kit.folds import make_folds
+from kaggle_kit.labels import class_shares, read_labels, resolve_classes
+from kaggle_kit.packing.competition import pack_train
+from kaggle_kit.predictions import Predictions
+from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, read_run, write_run
+from kaggle_kit.runtime.backends import OnnxSession
+from kaggle_kit.runtime.bundle import open_bundle
+from kaggle_kit.runtime.predictor import Predictor, predict_submission
+from kaggle_kit.scores import score_split
+from kaggle_kit.sources import PackedSource, open_source
+from kaggle_kit.submission import read_submission
+from kaggle_kit.tables import read_columns, rows_of, write_rows
+from kaggle_kit.task import Task, task_from_plain, task_to_plain
+from kaggle_kit.train.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from kaggle_kit.train.config import ModelConfig, TrainConfig
+from kaggle_kit.train.model import build_network
+from kaggle_kit.train.predict import predict_rows
+
+CONFIG = TrainConfig(model=ModelConfig(name="test_resnet", input_size=(32, 48)))
+ROOT = {"classes": 3, "kind": "ordinal"}
+
+
+def relabel(toy: Toy, **changes: object) -> Toy:
+    """Give the toy a multi-label and an ordinal head, and an auxiliary one."""
+    for folder in (toy.data, toy.hidden):
+        rows = [[f"Test_{i}", "", 0] for i in range(2 if folder == toy.data else 9)]
+        write_rows(folder / "sample_submission.csv", ["image_id", "tags", "root"], rows)
+    table = read_columns(toy.data / "train.csv")
+    sets = sets_of(table["root"].astype(int), table["vowel"].astype(int))
+    columns = {
+        "image_id": table["image_id"],
+        "tags": np.array([" ".join(np.array(NAMES)[row > 0].tolist()) for row in sets]),
+        "root": table["root"],
+        "whole": np.char.add(table["root"], table["vowel"]),
+    }
+    write_rows(toy.data / "train.csv", list(columns), zip(*[c.tolist() for c in columns.values()], strict=True))
+    values = task_to_plain(toy.task) | {
+        "heads": {"tags": TAGS, "root": ROOT},
+        "auxiliary": {"whole": {"classes": "from_labels", "weight": 0.5}},
+        "metric": "macro_f1",
+        "groups": None,
+        "submission": {"form": "row_per_image"},
+    }
+    return dataclasses.replace(toy, task=resolve_classes(task_from_plain(values | changes), toy.data))
+
+
+def made_run(toy: Toy, folder: Path, *, seed: int = 0) -> Run:
+    """Write a run of one held-out part as training would, but for the training."""
+    labels = read_labels(toy.task, toy.data)
+    folds = make_folds(labels, "holdout", valid_share=0.4)
+    source = pack_train(toy.task, toy.data, beside=folder.parent)
+    folder.mkdir(parents=True)
+    folds.save(folder / "folds.parquet")
+    torch.manual_seed(seed)
+    network = build_network(toy.task, CONFIG.model).eval()
+    ids = folds.ids[folds.fold == 0]
+    truth = labels.align(ids).classes
+    oof = Predictions(
+        ids=ids,
+        probs=predict_rows(network, source, rows_of(ids, source.ids)),
+        multilabel=toy.task.multilabel_heads,
+    )
+    oof.save(folder / "oof.npz")
+    scores = score_split(toy.task, truth, oof.probs, folds.unseen[folds.fold == 0])
+    (folder / "fold0").mkdir()
+    info = CheckpointInfo(task=toy.task, config=CONFIG, fold=0, epoch=1, score=scores.all)
+    save_checkpoint(folder / "fold0" / "best.safetensors", network, info)
+    run = Run(
+        folder=folder,
+        task=toy.task,
+        config=CONFIG,
+        data=toy.data,
+        packed=source.folder,
+        packed_key=source.key,
+        scores=scores,
+        folds={0: FoldSummary(epoch=1, score=scores.all, seconds=0.0)},
+    )
+    write_run(run)
+    return read_run(folder)
+
+
+@pytest.fixture
+def toy(wide: Toy) -> Toy:
+    return relabel(wide)
+
+
+def test_a_bundle_answers_as_its_networks_do_without_auxiliary_heads(toy: Toy, tmp_path: Path) -> None:
+    alone = dataclasses.replace(toy, task=toy.task.without_auxiliary())
+    runs = [made_run(toy, tmp_path / "a"), made_run(alone, tmp_path / "b", seed=1)]
+    assert runs[0].task.auxiliary and set(runs[0].oof().probs) == {"tags", "root"}
+    fitted = fit_blend(runs)
+    rule = HeadRule(rule="thresholds", thresholds=(0.3, 0.45, 0.5, 1.002))
+    decision = Decision(heads={**fitted.blend.decision.heads, "tags": rule})
+    blend = dataclasses.replace(fitted.blend, decision=decision, score=None)
+    bundle = write_bundle(runs, blend, tmp_path / "bundle")
+    assert not bundle.task.auxiliary and bundle.task == toy.task.without_auxiliary()
+    assert bundle.decision.heads["tags"] == rule
+    model = onnx.load(tmp_path / "bundle" / bundle.members[0].file)
+    assert [value.name for value in model.graph.output] == ["tags", "root"]
+    labels = read_labels(toy.task, toy.data)
+    for name, head in toy.task.heads.items():
+        assert bundle.priors[name] == pytest.approx(class_shares(labels.classes[name], head))
+    assert_the_submission_is_the_networks_mean(toy, runs, decision, tmp_path)
+
+
+def assert_the_submission_is_the_networks_mean(toy: Toy, runs: list[Run], decision: Decision, folder: Path) -> None:
+    for path in toy.data.glob("train_*.parquet"):
+        shutil.copy(path, toy.hidden)
+    said: list[str] = []
+    predict_submission(folder / "bundle", toy.hidden, folder / "s.csv", say=said.append)
+    assert any("every class is said whose probability reaches its threshold" in line for line in said)
+    source = open_source(toy.task, "test", toy.hidden)
+    images = np.concatenate([chunk.images for chunk in source.chunks()])
+    sums = {name: np.zeros((len(images), head.num_classes)) for name, head in toy.task.heads.items()}
+    for run in runs:
+        for fold in run.folds:
+            network, _ = load_checkpoint(run.checkpoint(fold))
+            with torch.inference_mode():
+                logits = network(torch.from_numpy(images))
+            sums["tags"] += logits["tags"].sigmoid().numpy() / 2
+            sums["root"] += logits["root"].exp().numpy() / 2  # an ordinal head gives logarithms of probabilities
+    ids, decided = read_submission(toy.task, folder / "s.csv")
+    rows = rows_of(ids, source.ids)
+    assert ((sums["tags"] >= np.array(decision.heads["tags"].thresholds))[rows] == decided["tags"]).all()
+    assert (decision.heads["root"].decide(sums["root"])[rows] == decided["root"]).all()
+
+
+def test_a_broken_image_gets_the_shares_of_the_classes(toy: Toy, tmp_path: Path) -> None:
+    run = made_run(toy, tmp_path / "a")
+    write_bundle([run], equal_blend(["a"]), tmp_path / "bundle", parity_rows=4)
+    predictor = Predictor(tmp_path / "bundle", say=lambda _: None)
+    probs = {name: np.zeros((1, head.num_classes), np.float32) for name, head in toy.task.heads.items()}
+    found = predictor._with_priors(np.array(["x"]), probs, {"x": "damaged"})
+    assert found.multilabel == ("tags",)
+    assert found.probs["tags"][0] == pytest.approx(predictor.bundle.priors["tags"])
+    with pytest.raises(SettingError, match="correcting for class shares is for images of one class, and head 'tags'"):
+        Predictor(tmp_path / "bundle", prior_shift=True, say=lambda _: None)
+    with pytest.raises(SettingError, match="blend without --prior-shift"):
+        write_bundle([run], Blend(weights={"a": 1.0}, prior_shift=True), tmp_path / "other")
+    with pytest.raises(SettingError, match="leave --prior-shift out"):
+        fit_blend([run], prior_shift=True)
+
+
+def test_probabilities_of_classes_are_submitted_where_the_metric_wants_them(wide: Toy, tmp_path: Path) -> None:
+    form = {"form": "column_per_class"}
+    toy = relabel(wide, metric="log_loss", submission=form, heads={"tags": TAGS}, auxiliary={})
+    write_rows(toy.data / "sample_submission.csv", ["image_id", *NAMES], [[f"Test_{i}", 0, 0, 0, 0] for i in range(2)])
+    run = made_run(toy, tmp_path / "a")
+    write_bundle([run], fit_blend([run]).blend, tmp_path / "bundle")
+    said: list[str] = []
+    predicted = predict_submission(tmp_path / "bundle", toy.data, tmp_path / "s.csv", say=said.append)
+    assert not any("WARNING" in line for line in said)
+    table = read_columns(tmp_path / "s.csv")
+    found = np.stack([table[name] for name in NAMES], axis=1).astype(np.float32)
+    assert (found == predicted.predictions.align(table["image_id"]).probs["tags"]).all()
+
+
+def test_a_run_on_everything_stands_for_the_run_it_followed(toy: Toy, tmp_path: Path) -> None:
+    run = made_run(toy, tmp_path / "a")
+    folder = shutil.copytree(run.folder, tmp_path / "all")
+    network, info = load_checkpoint(run.checkpoint(0))
+    (folder / "everything").mkdir()
+    unscored = dataclasses.replace(info, fold=EVERYTHING, score=None)
+    save_checkpoint(folder / "everything" / "best.safetensors", network, unscored)
+    summary = {EVERYTHING: FoldSummary(epoch=1, score=None, seconds=0.0)}
+    write_run(dataclasses.replace(run, folder=folder, folds=summary, like="a", id=""))
+    both = [run, read_run(folder)]
+    write_bundle([both[1]], equal_blend(["all"]), tmp_path / "alone")
+    (member,) = open_bundle(tmp_path / "alone").members
+    assert (member.file, member.fold, member.score) == ("member_all_everything.onnx", -1, None)
+    oof = blend_predictions(equal_blend(["a"]), {"a": run.oof()})
+    flipped = {name: np.ascontiguousarray(probs[:, ::-1]) for name, probs in oof.probs.items()}
+    Predictions(ids=oof.ids, probs=flipped, multilabel=("tags",)).save(run.oof_file)
+    with pytest.raises(BundleError, match=r"the exported blend decides \d+ of \d+ out-of-fold answers"):
+        write_bundle([read_run(run.folder), both[1]], equal_blend(["a", "all"]), tmp_path / "bundle")
+
+
+def test_members_that_say_other_classes_are_refused(toy: Toy, tmp_path: Path) -> None:
+    run = made_run(toy, tmp_path / "a")
+    network, _ = load_checkpoint(run.checkpoint(0))
+    source = PackedSource(run.packed)
+    path = tmp_path / "m.onnx"
+    export_onnx(network, path, shape=source.shape)
+    probs = OnnxSession(path).run(source.take(np.arange(8)))
+    assert not np.allclose(probs["tags"].sum(axis=1), 1) and np.allclose(probs["root"].sum(axis=1), 1, atol=1e-5)
+    images = torch.from_numpy(source.take(np.arange(8)))
+    for found, expected in zip(probs.values(), ExportGraph(network)(images), strict=True):
+        assert np.abs(found - expected.detach().numpy()).max() < 1e-5
+    parity, _ = measure_parity(network, path, source, np.arange(48))
+    assert parity.decisions_changed == 0
+    with torch.no_grad():
+        network.heads[0].bias += torch.tensor([0, 0, 0, 9.0])
+    with pytest.raises(ExportError, match=r"decisions of head\(s\) 'tags' change; not shipped"):
+        measure_parity(network, path, source, np.arange(48))
+
+
+def test_tasks_of_bundles_read_back(toy: Toy) -> None:
+    task: Task = toy.task
+    assert task_from_plain(task_to_plain(task)) == task
+    assert task.multilabel_heads == ("tags",)
