@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -14,7 +15,9 @@ from typing import Any, NoReturn
 import kaggle_kit
 from kaggle_kit import commands
 from kaggle_kit.errors import KitError
+from kaggle_kit.machine import is_first_process
 from kaggle_kit.runs_command import add_runs_parser, with_listing
+from kaggle_kit.train_command import add_train_parsers
 
 Command = Callable[[argparse.Namespace], tuple[commands.Result, int]]
 Adder = Callable[[str, Command, str, str], argparse.ArgumentParser]
@@ -39,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when done, 1 when the check the command makes failed, 2 for what the user can mend.
     """
     options = make_parser().parse_args(with_listing(sys.argv[1:] if arguments is None else arguments))
+    if not is_first_process():
+        sys.stdout = io.StringIO()  # the first process that `torchrun` started speaks for all
     try:
         result, code = options.run(options)
     except KitError as error:
@@ -63,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         unknown = message.startswith("unrecognized arguments")
-        hint = "; settings of train are written KEY=VALUE, without dashes" if unknown and "=" in message else ""
+        hint = "; settings are written KEY=VALUE, without dashes" if unknown and "=" in message else ""
         self.exit(commands.USER_CAN_MEND, f"kaggle-kit: {message}{hint}; see {self.prog} --help\n")
 
 
@@ -90,7 +95,15 @@ def make_parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    for add_commands in (_add_samples, _add_data, _add_training, add_runs_parser, _add_export, _add_kernel):
+    for add_commands in (
+        _add_samples,
+        _add_data,
+        add_train_parsers,
+        _add_blending,
+        add_runs_parser,
+        _add_export,
+        _add_kernel,
+    ):
         add_commands(add)
     return parser
 
@@ -209,21 +222,7 @@ def _add_data(add: Adder) -> None:
     pack.add_argument("--workers", type=int, metavar="N", help="processes (default: by source and cores)")
 
 
-def _add_training(add: Adder) -> None:
-    train = add(
-        "train",
-        commands.train,
-        "train the folds of one model",
-        "kaggle-kit train task=digits data=./digits/data folds=folds.parquet out=runs/a model=resnet18 epochs=10",
-    )
-    train.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="task=, data=, folds= and out= are needed; --settings lists all others",
-    )
-    train.add_argument("--settings", action="store_true", help="print every setting with its default, and stop")
-
+def _add_blending(add: Adder) -> None:
     blend = add(
         "blend", commands.blend, "combine runs into one prediction", "kaggle-kit blend runs/a runs/b --out blend.json"
     )

@@ -233,38 +233,6 @@ def _shares(values: Iterable[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
 
 
-def train(options: argparse.Namespace) -> tuple[Result, int]:
-    """Train the folds of one model."""
-    from kaggle_kit.experiment import compose_experiment, describe_settings
-
-    if options.settings:
-        print(describe_settings())
-        return {}, DONE
-    experiment = compose_experiment(options.overrides)
-
-    from kaggle_kit.folds import Folds
-    from kaggle_kit.scores import format_scores
-    from kaggle_kit.task import read_task
-    from kaggle_kit.train.crossval import train_run
-
-    run = train_run(
-        read_task(experiment.task),
-        experiment.train,
-        data=experiment.data,
-        folds=Folds.load(experiment.folds),
-        out=experiment.out,
-        packed=experiment.packed,
-        beside=experiment.folds.parent,
-        only=experiment.fold,
-        overwrite=experiment.overwrite,
-    )
-    for fold, summary in run.folds.items():
-        print(f"fold {fold}: {summary.score} at epoch {summary.epoch}, {summary.seconds:.0f} s")
-    print("\n".join(format_scores({"out of fold": run.scores})))
-    print(f"{run.folder}: out-of-fold {run.score.total:.4f}")
-    return {"out": run.folder, "scores": run.scores, "folds": run.folds}, DONE
-
-
 def blend(options: argparse.Namespace) -> tuple[Result, int]:
     """Combine runs, and fit the rules that decide."""
     from kaggle_kit.blending import fit_blend, foresee_prior_shift

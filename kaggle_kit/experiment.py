@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from kaggle_kit.errors import KitError, SettingError, did_you_mean
 from kaggle_kit.settings import build
+from kaggle_kit.train.augment import read_augment
 from kaggle_kit.train.config import TrainConfig
 
-OWN_SETTINGS = ("task", "data", "folds", "out", "packed", "fold", "overwrite")
+OWN_SETTINGS = ("task", "data", "folds", "out", "packed", "fold", "like", "overwrite")
+# What a training on everything may be told; all else it takes from the run that it follows.
+LIKE_SETTINGS = ("like", "out", "packed", "overwrite", "max_hours", "log", "loader.num_workers")
 SHORT_HELP = "task=TASK data=DIR folds=FILE out=DIR"
 
 
@@ -28,6 +33,8 @@ class Experiment:
         out: The run's folder.
         packed: The packed store to read or to make; None: one beside `folds`, or made there.
         fold: One fold's number, or None for all.
+        like: The run whose settings and epochs a training on everything takes; `task`, `data` and `folds` are then
+            empty.
         overwrite: Replace a run that is there.
         train: The training settings.
     """
@@ -38,29 +45,40 @@ class Experiment:
     out: Path
     packed: Path | None
     fold: int | None
+    like: Path | None
     overwrite: bool
     train: TrainConfig
 
 
-def compose_experiment(overrides: Sequence[str]) -> Experiment:
+def compose_experiment(overrides: Sequence[str], *, needs: Sequence[str] = OWN_SETTINGS) -> Experiment:
     """Compose the defaults in `kaggle_kit/conf` with overrides such as `model=resnet50` or `optim.lr=1e-3`.
+
+    Args:
+        overrides: Settings, as `KEY=VALUE`.
+        needs: Which of task, data, folds and out must be given; others may be left out, and are then empty.
 
     Raises:
         SettingError: For an override that is malformed, unknown, of the wrong type or out of range.
     """
-    for override in overrides:
-        if "=" not in override and not override.startswith("~"):
-            raise SettingError(f"{override!r} has no '='; write settings like epochs=3")
-    values = _compose(overrides)
+    _check_form(overrides)
+    values = _compose([_plain_experiment(override) for override in overrides])
+    if values["like"] is not None:
+        _check_like(overrides)
+        values |= {name: values[name] if values[name] != "???" else "" for name in ("task", "data", "folds")}
     for name in OWN_SETTINGS:
         if values.get(name, "???") == "???":
-            raise SettingError(f"`{name}` is missing; give {SHORT_HELP}")
+            if name in needs:
+                wanted = [part for part in SHORT_HELP.split() if part.split("=")[0] in needs]
+                raise SettingError(f"`{name}` is missing; give {' '.join(wanted)}")
+            values[name] = ""
     fold = values["fold"]
     if fold != "all" and not (isinstance(fold, int) and not isinstance(fold, bool)):
         raise SettingError(f"`fold` is {fold!r}; expected all, or a fold's number")
     if not isinstance(values["overwrite"], bool):
         raise SettingError(f"`overwrite` is {values['overwrite']!r}; expected true or false")
     training = {name: value for name, value in values.items() if name not in OWN_SETTINGS}
+    if isinstance(training["augment"], str):
+        training["augment"] = read_augment(training["augment"])
     return Experiment(
         task=str(values["task"]),
         data=Path(str(values["data"])),
@@ -68,17 +86,85 @@ def compose_experiment(overrides: Sequence[str]) -> Experiment:
         out=Path(str(values["out"])),
         packed=None if values["packed"] is None else Path(str(values["packed"])),
         fold=None if fold == "all" else fold,
+        like=None if values["like"] is None else Path(str(values["like"])),
         overwrite=values["overwrite"],
         train=build(TrainConfig, training),
     )
 
 
+def expand_multirun(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Return a name and the overrides of each training that lists of values such as `optim.lr=1e-3,3e-3` stand for.
+
+    Ranges mean what they mean to Hydra: `seed=range(3)`.
+
+    Raises:
+        SettingError: For an override that is malformed, or when there is no list.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    _check_form(overrides)
+    try:
+        parsed = OverridesParser.create().parse_overrides([_plain_experiment(one) for one in overrides])
+    except HydraException as error:
+        raise SettingError(" ".join(str(error).split())) from None
+    fixed = [one.input_line for one in parsed if not one.is_sweep_override()]
+    lists = [
+        [(one.get_key_element().lstrip("+"), value) for value in one.sweep_string_iterator()]
+        for one in parsed
+        if one.is_sweep_override()
+    ]
+    if not lists:
+        raise SettingError("--multirun needs a list of values, such as optim.lr=1e-3,3e-3 or seed=range(3)")
+    return [
+        (
+            ",".join(re.sub(r"[^\w.=,-]", "_", f"{key}={value}") for key, value in chosen),
+            [*fixed, *(_plain_experiment(f"{key}={value}") for key, value in chosen)],
+        )
+        for chosen in itertools.product(*lists)
+    ]
+
+
 def describe_settings() -> str:
     """Return every setting with its default and choices, as the YAML they come from, and the model presets."""
     folder = resources.files("kaggle_kit.conf")
-    models = sorted(item.name.removesuffix(".yaml") for item in (folder / "model").iterdir())
+    models = _names(folder / "model")
     lines = (folder / "config.yaml").read_text(encoding="utf-8").split("\n\nhydra:")[0].splitlines()
-    return "\n".join([*lines, "", f"# model presets: {', '.join(models)}", "# model.name takes any timm model"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"# model presets: {', '.join(models)}",
+            "# model.name takes any timm model; the preset's settings:",
+            *(f"#   model.{line}" for line in (folder / "model" / "resnet18.yaml").read_text().splitlines()),
+            f"# experiments, as experiment=NAME: {', '.join(_names(folder / 'experiment'))}",
+        ]
+    )
+
+
+def _names(folder: Traversable) -> list[str]:
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _check_form(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise SettingError(f"{override!r} has no '='; write settings like epochs=3")
+
+
+def _plain_experiment(override: str) -> str:
+    """Return `experiment=NAME` for `+experiment=NAME`, as other projects' Hydra groups are named."""
+    return override.removeprefix("+") if override.startswith("+experiment=") else override
+
+
+def _check_like(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key = re.split("=", override.lstrip("+~"), maxsplit=1)[0]
+        if not any(key == name or key.startswith(f"{name}.") for name in LIKE_SETTINGS):
+            raise SettingError(
+                f"`{key}` cannot be given beside `like`, which takes a run's settings as they are; leave it out "
+                f"(what may be given: {', '.join(LIKE_SETTINGS)})"
+            )
 
 
 def _compose(overrides: Sequence[str]) -> dict[str, Any]:
