@@ -15,6 +15,7 @@ from kaggle_kit.errors import SettingError, did_you_mean
 from kaggle_kit.train.config import OptimConfig, ScheduleConfig, TrainConfig
 
 _BACKBONE = "backbone."
+_FUSED = ("adam", "adamw")
 _NEEDS_SECOND_ORDER = ("adahessian",)  # their step reads the graph of the gradients, which the loop does not keep
 
 
@@ -38,7 +39,9 @@ def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optim
     with _all_trainable(network):
         groups = _layer_groups(network, config) if config.layer_decay < 1 else _decay_groups(network, config)
     try:
-        optimizer = create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = create_optimizer_v2(
+            groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay, **_fused(network, config.name)
+        )
     except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
         raise SettingError(
             f"timm cannot make the optimizer {config.name!r}: {str(error)[:160] or type(error).__name__}; "
@@ -47,6 +50,15 @@ def make_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optim
     assert isinstance(optimizer, torch.optim.Optimizer)
     set_rate(optimizer, config.lr)
     return optimizer
+
+
+def _fused(network: nn.Module, name: str) -> dict[str, bool]:
+    """Return the option by which Adam steps all weights in one call, on the CPU.
+
+    On a GPU torch's default does as much, and a fused optimizer would forbid clipping under fp16.
+    """
+    on_cpu = all(parameter.device.type == "cpu" for parameter in network.parameters())
+    return {"fused": True} if on_cpu and name in _FUSED else {}
 
 
 def check_optimizer(name: str) -> None:
