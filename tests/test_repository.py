@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from kaggle_kit.cli import make_parser
-from kaggle_kit.experiment import compose_experiment
+from kaggle_kit.experiment import compose_experiment, expand_multirun
 from kaggle_kit.runs_command import with_listing
+from kaggle_kit.sweep.space import read_space
 from kaggle_kit.task import read_task
 
 ROOT = Path(__file__).parents[1]
@@ -25,8 +26,14 @@ COMMANDS = [
 @pytest.mark.parametrize("line", COMMANDS)
 def test_the_readme_s_commands_are_understood(line: str) -> None:
     options = make_parser().parse_args(with_listing(shlex.split(line)[1:]))
-    if line.startswith("kaggle-kit train"):
-        compose_experiment(options.overrides)
+    if "--multirun" in line:
+        assert len(expand_multirun(options.overrides)) > 1
+    elif line.startswith("kaggle-kit sweep"):
+        assert read_space(options.overrides).ranges
+    elif "overrides" in options:
+        needs = ("task", "data") if line.startswith("kaggle-kit show-augment") else ("task", "data", "folds")
+        if options.overrides:
+            compose_experiment(options.overrides, needs=needs)
 
 
 def test_the_readme_shows_the_whole_way() -> None:
@@ -35,6 +42,8 @@ def test_the_readme_shows_the_whole_way() -> None:
         *("predict", "score"),
         *("pack",),
         *("folds", "folds", "runs", "runs", "runs"),
+        *("show-augment", "lr-find", "weights", "train", "train"),
+        *("train", "train", "sweep", "baseline", "baseline"),
     ]
 
 
