@@ -242,7 +242,7 @@ def test_the_kernel_template_is_short_and_its_metadata_is_kaggle_s() -> None:
     assert f"{owner}/{slug}" not in metadata["dataset_sources"]
 
 
-@pytest.mark.parametrize("name", ["kaggle-kit-wheel", "kaggle-kit-onnxruntime", "kaggle-kit-bundle"])
+@pytest.mark.parametrize("name", sorted(path.name for path in (Path(__file__).parents[1] / "datasets").iterdir()))
 def test_dataset_metadata_keeps_kaggle_s_rules(name: str) -> None:
     path = Path(__file__).parents[1] / "datasets" / name / "dataset-metadata.json"
     metadata = json.loads(path.read_text())
