@@ -273,11 +273,20 @@ def _add_kernel(add: Adder) -> None:
         "predict",
         commands.predict,
         "write a submission with a bundle",
-        "kaggle-kit predict ./bundle ./digits/data --out submission.csv",
+        "kaggle-kit predict ./bundle ./digits/data --out submission.csv\n"
+        "  kaggle-kit predict ./bundle ./digits/data --out submission.csv --probs probs.npz\n"
+        "  kaggle-kit train task=digits data=./digits/data folds=folds.parquet out=runs/b pseudo.predictions=probs.npz",
     )
     predict.add_argument("bundle", type=Path, metavar="BUNDLE", help="made by `kaggle-kit bundle`")
     predict.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     predict.add_argument("--out", type=Path, required=True, metavar="FILE", help="the submission, CSV")
+    predict.add_argument(
+        "--probs",
+        type=Path,
+        metavar="FILE",
+        help="also the probabilities of every image, .npz, before decision rules and class shares: what train's "
+        "pseudo.predictions takes",
+    )
     predict.add_argument(
         "--prior-shift",
         action="store_true",

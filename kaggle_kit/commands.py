@@ -322,10 +322,20 @@ def predict(options: argparse.Namespace) -> tuple[Result, int]:
     from kaggle_kit.runtime.predictor import predict_submission
 
     check_output_file(options.out, ".csv", outside=options.data)
+    if options.probs:
+        check_output_file(options.probs, ".npz", outside=options.data)
     predicted = predict_submission(
         options.bundle, options.data, options.out, prior_shift=True if options.prior_shift else None
     )
-    return {"out": options.out, "images": len(predicted.predictions), "broken": predicted.broken}, DONE
+    if options.probs:
+        predicted.predictions.save(options.probs)
+        print(f"{options.probs}: probabilities of {len(predicted.predictions):,} images")
+    return {
+        "out": options.out,
+        "probs": options.probs,
+        "images": len(predicted.predictions),
+        "broken": predicted.broken,
+    }, DONE
 
 
 def score(options: argparse.Namespace) -> tuple[Result, int]:

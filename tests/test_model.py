@@ -19,7 +19,7 @@ from kaggle_kit.settings import build
 from kaggle_kit.task import Head, Task
 from kaggle_kit.train.config import ModelConfig
 from kaggle_kit.train.heads import FLOOR, DerivedHead, OrdinalHead, derivation_of
-from kaggle_kit.train.model import build_network, check_model, freeze_backbone, unfreeze
+from kaggle_kit.train.model import Preprocess, build_network, check_model, freeze_backbone, unfreeze
 from kaggle_kit.train.pooling import Gem, Pool, make_pool
 
 TINY = ModelConfig(name="test_resnet", input_size=(32, 48))
@@ -377,3 +377,11 @@ def test_presets_hold_every_setting_and_a_model_there_is() -> None:
         config = build(ModelConfig, values)
         assert not config.pretrained and timm.is_model(config.name)
         assert timm.get_pretrained_cfg(config.name).has_weights
+
+
+def test_images_are_resized_in_full_precision_under_autocast() -> None:
+    preprocess = Preprocess((24, 32), (16, 20), mean=[0.5], std=[0.25])
+    images = torch.randint(0, 256, (2, 24, 32, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = preprocess(images)
+    assert torch.equal(found, preprocess(images))

@@ -53,8 +53,15 @@ class Preprocess(nn.Module):
         """Return (B, C, h, w) float32 from (B, H, W, C) uint8, or float from 0 to 255."""
         pixels = images.permute(0, 3, 1, 2).float()
         if self.stored_size != self.input_size:
-            pixels = torch.matmul(torch.matmul(self.rows, pixels), self.columns)  # (h, H) (B, C, H, W) (W, w)
+            pixels = self._resized(pixels)
         return (pixels - self.mean) / self.std
+
+    def _resized(self, pixels: torch.Tensor) -> torch.Tensor:
+        device = pixels.device.type
+        if torch.is_autocast_enabled(device):  # pixels from 0 to 255 have more digits than bf16
+            with torch.autocast(device, enabled=False):
+                return torch.matmul(torch.matmul(self.rows, pixels), self.columns)
+        return torch.matmul(torch.matmul(self.rows, pixels), self.columns)  # (h, H) (B, C, H, W) (W, w)
 
 
 class Network(nn.Module):
