@@ -246,6 +246,13 @@ def blend(options: argparse.Namespace) -> tuple[Result, int]:
 
     check_output_file(options.out, ".json")
     runs = [read_run(folder) for folder in options.runs]
+    followed = {str(run.folder.resolve()): run.name for run in runs}
+    for run in runs:
+        if run.like in followed:
+            print(
+                f"WARNING {run.name} was trained on everything like {followed[run.like]}, whose predictions stand for "
+                "it: together they count twice; blend one of them"
+            )
     found = fit_blend(runs, fit_rules=options.decision == "auto", prior_shift=options.prior_shift is not None)
     chosen = found.blend
     metric, total = runs[0].task.metric, found.scores.all.total

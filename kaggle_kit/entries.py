@@ -165,7 +165,7 @@ def _folds_of(run: Run) -> str:
         num_folds = compute.max(table["fold"]).as_py() + 1
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         return ""
-    only = f", only {' '.join(map(str, run.folds))}" if len(run.folds) < num_folds else ""
+    only = f", only {' '.join(map(str, run.folds))}" if len(run.folds) < num_folds and not run.like else ""
     return f"{scheme} {num_folds}, seed {seed}, labels {labels[:6]}{only}"
 
 

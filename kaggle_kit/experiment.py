@@ -61,7 +61,7 @@ def compose_experiment(overrides: Sequence[str], *, needs: Sequence[str] = OWN_S
         SettingError: For an override that is malformed, unknown, of the wrong type or out of range.
     """
     _check_form(overrides)
-    values = _compose([_plain_experiment(override) for override in overrides])
+    values = _compose([_for_hydra(override) for override in overrides])
     if values["like"] is not None:
         _check_like(overrides)
         values |= {name: values[name] if values[name] != "???" else "" for name in ("task", "data", "folds")}
@@ -105,7 +105,7 @@ def expand_multirun(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
 
     _check_form(overrides)
     try:
-        parsed = OverridesParser.create().parse_overrides([_plain_experiment(one) for one in overrides])
+        parsed = OverridesParser.create().parse_overrides([_for_hydra(one) for one in overrides])
     except HydraException as error:
         raise SettingError(" ".join(str(error).split())) from None
     fixed = [one.input_line for one in parsed if not one.is_sweep_override()]
@@ -116,13 +116,18 @@ def expand_multirun(overrides: Sequence[str]) -> list[tuple[str, list[str]]]:
     ]
     if not lists:
         raise SettingError("--multirun needs a list of values, such as optim.lr=1e-3,3e-3 or seed=range(3)")
-    return [
+    jobs = [
         (
             ",".join(re.sub(r"[^\w.=,-]", "_", f"{key}={value}") for key, value in chosen),
-            [*fixed, *(_plain_experiment(f"{key}={value}") for key, value in chosen)],
+            [*fixed, *(_for_hydra(f"{key}={value}") for key, value in chosen)],
         )
         for chosen in itertools.product(*lists)
     ]
+    names = [name for name, _ in jobs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SettingError(f"two of the trainings would go into one folder, {twice!r}; list each value once")
+    return jobs
 
 
 def describe_settings() -> str:
@@ -152,8 +157,10 @@ def _check_form(overrides: Sequence[str]) -> None:
             raise SettingError(f"{override!r} has no '='; write settings like epochs=3")
 
 
-def _plain_experiment(override: str) -> str:
-    """Return `experiment=NAME` for `+experiment=NAME`, as other projects' Hydra groups are named."""
+def _for_hydra(override: str) -> str:
+    """Return an override as Hydra wants it: `experiment=` without a plus, and names of heads, unknown to it, with two."""
+    if re.match(r"loss\.head_weights[.=]", override):
+        return f"++{override}"
     return override.removeprefix("+") if override.startswith("+experiment=") else override
 
 

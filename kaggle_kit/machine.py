@@ -31,7 +31,8 @@ def num_cores() -> int:
     quota, _, period = _cgroup("cpu.max").partition(" ")  # a container's share of the machine
     if quota.isdigit() and period.isdigit():
         cores = min(cores, max(1, int(quota) // int(period)))
-    return max(1, cores // _Sharing.num_processes)
+    beside = _Sharing.num_processes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # what `torchrun` started here
+    return max(1, cores // beside)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ class FoldSummary:
         seconds: That training took.
         weights: Which weights were kept: the optimizer's own, or an average.
         stopped: Why training ended before its last epoch; empty: it did not.
+        scores: {weights: the best score that weights of this kind had}, of all kinds that were scored.
     """
 
     epoch: int
@@ -48,6 +49,7 @@ class FoldSummary:
     seconds: float
     weights: Weights = "raw"
     stopped: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kaggle_kit.commands import CHECK_FAILED, DONE, Result
-from kaggle_kit.errors import KitError
+from kaggle_kit.errors import Interrupted, KitError, SettingError
 
 if TYPE_CHECKING:
     from kaggle_kit.cli import Adder
@@ -165,12 +166,16 @@ def train_models(options: argparse.Namespace) -> tuple[Result, int]:
         run = _train(compose_experiment(options.overrides))
         _print_run(run)
         return _plain_run(run), DONE
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingError("--multirun does not go with torchrun; start each training by a torchrun of its own")
     jobs = [(name, compose_experiment(one)) for name, one in expand_multirun(options.overrides)]
     finished: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for name, experiment in jobs:
         try:
             finished[name] = _train(_into(experiment, name))
+        except Interrupted:
+            raise  # Ctrl-C ends them all
         except KitError as error:
             failed[name] = str(error)
             print(f"{name}: {error}")
@@ -280,7 +285,6 @@ def lr_find(options: argparse.Namespace) -> tuple[Result, int]:
 
 def show_augment(options: argparse.Namespace) -> tuple[Result, int]:
     """Draw augmented images."""
-    from kaggle_kit.errors import SettingError
     from kaggle_kit.experiment import compose_experiment
     from kaggle_kit.files import check_output_file
 
@@ -311,7 +315,6 @@ def show_augment(options: argparse.Namespace) -> tuple[Result, int]:
 
 def weights_of_models(options: argparse.Namespace) -> tuple[Result, int]:
     """List pretrained weights, or pack them."""
-    from kaggle_kit.errors import SettingError
     from kaggle_kit.train.weights import list_weights, pack_weights
 
     if options.weights_from and not options.out:
@@ -356,7 +359,6 @@ def sweep_settings(options: argparse.Namespace) -> tuple[Result, int]:
 def baseline_of_recipe(options: argparse.Namespace) -> tuple[Result, int]:
     """Record or check a baseline."""
     from kaggle_kit.baseline import check_baseline, format_baseline, format_verdict, record_baseline
-    from kaggle_kit.errors import SettingError
 
     seeds: dict[str, Any] = {} if options.seeds is None else {"num_seeds": options.seeds}
     if options.what == "record":

@@ -9,7 +9,10 @@ from conftest import Toy
 
 from kaggle_kit import commands
 from kaggle_kit.cli import main, make_parser
-from kaggle_kit.runs import Run
+from kaggle_kit.predictions import Predictions
+from kaggle_kit.runs import Run, read_run
+from kaggle_kit.runtime.bundle import open_bundle
+from kaggle_kit.submission import read_submission
 from kaggle_kit.task import task_from_plain, task_to_plain
 
 COMMANDS = (
@@ -282,3 +285,52 @@ def test_class_shares_are_corrected_only_when_asked_for(
     assert main(["blend", *runs, "--out", str(blend), *asked, "--json"]) == 0
     assert last_json(capsys)["prior_shift"] is shifts
     assert json.loads(blend.read_text())["prior_shift"] is shifts
+
+
+def test_probabilities_of_the_test_are_saved_and_trained_on(
+    trained: tuple[Toy, list[Run]],
+    bundle_folder: Path,
+    task_file: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    toy, runs = trained
+    data = shutil.copytree(toy.data, tmp_path / "data")
+    for path in (*toy.hidden.glob("test_*.parquet"), toy.hidden / "sample_submission.csv"):
+        shutil.copy(path, data)
+    submission, probs = str(tmp_path / "s.csv"), str(tmp_path / "made" / "probs.npz")
+    assert main(["predict", str(bundle_folder), str(data), "--out", submission, "--probs", probs, "--json"]) == 0
+    told = capsys.readouterr().out.strip().splitlines()
+    assert json.loads(told[-1])["probs"] == probs and f"{probs}: probabilities of 9 images" in told
+    predictions = Predictions.load(Path(probs))
+    assert predictions.ids.tolist() == [f"Test_{i}" for i in range(9)]
+    ids, decided = read_submission(toy.task, Path(submission))
+    for head, classes in open_bundle(bundle_folder).decision.decide(predictions.align(ids).probs).items():
+        assert (decided[head] == classes).all()
+    folds = str(runs[0].folder / "folds.parquet")
+    places = [f"task={task_file}", f"data={data}", f"folds={folds}", f"packed={tmp_path / 'packed'}", "fold=0"]
+    settings = ["model=tiny_resnet", "model.input_size=[24,32]", "epochs=1", "loader.batch_size=8"]
+    pseudo = [f"pseudo.predictions={probs}", "pseudo.floor=0"]
+    assert main(["train", *places, *settings, *pseudo, f"out={tmp_path / 'run'}"]) == 0
+    assert "9 of 9 test images are predicted with at least 0 and train too" in capsys.readouterr().err
+    run = read_run(tmp_path / "run")
+    assert run.config.pseudo.predictions == probs and len(run.oof()) == 24
+
+
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        ("data/probs.npz", "lies in the data folder"),
+        ("probs.csv", "does not end in .npz; write to"),
+        ("data", "is a folder; give a file in it, such as"),
+    ],
+)
+def test_probabilities_that_cannot_be_saved_are_refused_before_predicting(
+    bundle_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], probs: str, message: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    words = [str(bundle_folder), str(tmp_path / "data"), "--out", str(tmp_path / "s.csv")]
+    assert main(["predict", *words, "--probs", str(tmp_path / probs)]) == 2
+    told = capsys.readouterr()
+    assert message in told.err and not told.out
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

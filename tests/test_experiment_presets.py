@@ -40,3 +40,9 @@ def test_the_experiments_do_what_the_write_ups_did() -> None:
     assert bengali.loss.class_weights == "sqrt" and bengali.augment == "letters"
     assert ships.model.name == "resnet50" and ships.model.pretrained and ships.optim.freeze_epochs == 5
     assert ships.augment == "photos"
+
+
+@pytest.mark.parametrize("override", ["loss.head_weights.root=2", "loss.head_weights={root:2}"])
+def test_weights_of_heads_are_set_as_other_settings_are(override: str) -> None:
+    made = compose_experiment(["task=digits", "data=x", "folds=y", "out=z", override])
+    assert made.train.loss.head_weights == {"root": 2.0}

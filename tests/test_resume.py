@@ -17,11 +17,13 @@ import pytest
 import torch
 from conftest import Toy, make_wide
 
-from kaggle_kit.errors import CheckpointError, DataError, KitError, SettingError
+from kaggle_kit.errors import CheckpointError, DataError, Interrupted, KitError, SettingError
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
+from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run, read_run
 from kaggle_kit.task import task_to_plain
+from kaggle_kit.train import crossval
 from kaggle_kit.train import training as training_module
 from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.config import (
@@ -39,6 +41,7 @@ from kaggle_kit.train.course import Course
 from kaggle_kit.train.crossval import train_run
 from kaggle_kit.train.logs import read_history
 from kaggle_kit.train.losses import TrainingLoss
+from kaggle_kit.train.stopping import Stopper
 
 SMALL = TrainConfig(
     model=ModelConfig(name="test_resnet", input_size=(24, 32)), loader=LoaderConfig(batch_size=8), epochs=3
@@ -216,6 +219,113 @@ def test_a_time_limit_ends_every_fold_with_a_usable_checkpoint_and_can_be_extend
     assert read_run(again.folder).config.max_hours == 1e-4
 
 
+@pytest.mark.slow
+def test_a_time_limit_that_is_extended_never_loses_better_weights(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = Stopper.reason
+    config = dataclasses.replace(SMALL, epochs=4, average=AverageConfig(ema=0.9, swa_start=0.2, soup=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(Stopper, "reason", lambda self, step, *, reserve_s: "out of time" if step == 7 else "")
+        stopped = train(toy, tmp_path / "run", config, only=0)
+    assert stopped.folds[0].stopped == "out of time"
+    assert Stopper.reason is reason
+    going_on = train(toy, tmp_path / "run", config, only=0)
+    assert not going_on.folds[0].stopped
+    before, after = (run.folds[0].score for run in (stopped, going_on))
+    assert before is not None and after is not None and after.total >= before.total
+    check_consistent(going_on)
+    left = {path.name for path in (tmp_path / "run" / "fold0").iterdir()}
+    assert left == {"best.safetensors", "fold.json", "history.csv", "oof.npz"}
+
+
+def check_consistent(run: Run) -> None:
+    """The summary, the checkpoint and the predictions tell of the same weights."""
+    from kaggle_kit.scores import score_answers
+
+    for fold, summary in run.folds.items():
+        _, info = load_checkpoint(run.checkpoint(fold))
+        assert (info.epoch, info.weights, info.score) == (summary.epoch, summary.weights, summary.score)
+        oof = Predictions.load(run.folder / f"fold{fold}" / "oof.npz")
+        truth = run.labels().align(oof.ids).classes
+        assert info.score is not None
+        assert score_answers(run.task, truth, oof.probs).total == pytest.approx(info.score.total)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["finish_fold", "write_run", "report_on"])
+def test_killed_while_a_fold_or_the_run_is_finished_it_is_finished_later(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    config = dataclasses.replace(SMALL, epochs=2, average=AverageConfig(soup=2))
+    train(toy, tmp_path / "run", config, only=0)
+
+    def killed(*_arguments: object, **_options: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(crossval, victim, killed)
+        train(toy, tmp_path / "run", config)
+    run = train(toy, tmp_path / "run", config)
+    assert list(run.folds) == [0, 1] and len(run.oof()) == 48
+    assert run.report.is_file()
+    check_consistent(run)
+
+
+@pytest.mark.slow
+def test_what_a_kill_leaves_behind_never_blocks_the_way(toy: Toy, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, epochs=1)
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    train(toy, out, config, only=0)
+    (out / ".oof.npz.ab12.npz").touch()
+    (out / ".run.json.cd34.json").touch()
+    (out / "fold0" / ".state.pt.ef56.pt").touch()
+    assert len(train(toy, out, config).folds) == 2
+    assert not [path.name for path in (*out.iterdir(), *(out / "fold0").iterdir()) if path.name.count(".") > 2]
+
+
+@pytest.mark.slow
+def test_overwriting_goes_on_with_what_the_same_command_began(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(SMALL, epochs=2)
+    train(toy, tmp_path / "run", dataclasses.replace(config, seed=5), only=0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(5, patch)
+        train(toy, tmp_path / "run", config, only=0, overwrite=True)
+    steps: list[int] = []
+    end_step = Course.end_step
+
+    def counted(self: Course, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        end_step(self, loss, norm)
+        steps.append(self.step)
+
+    monkeypatch.setattr(Course, "end_step", counted)
+    first = train(toy, tmp_path / "run", config, only=0, overwrite=True)
+    assert steps[0] == 4  # the first epoch's three steps are not taken again
+    assert train(toy, tmp_path / "run", config).id == first.id  # a ledger knows it by that
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_end_of_a_fold_is_heard(toy: Toy, tmp_path: Path) -> None:
+    def interrupt(fold: int, epoch: int, score: float) -> None:
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config = dataclasses.replace(SMALL, epochs=2)
+    with pytest.raises(Interrupted, match="interrupted after fold 0 was finished; the same command goes on with the"):
+        train(toy, tmp_path / "run", config, on_epoch=interrupt)
+    assert list(train(toy, tmp_path / "run", config).folds) == [0, 1]
+
+
+def test_small_epochs_never_lower_the_rate(toy: Toy, tmp_path: Path) -> None:
+    schedule = ScheduleConfig(name="plateau", plateau_patience=0, warmup=0, small_size=(16, 16), small_epochs=4)
+    run = train(toy, tmp_path / "run", dataclasses.replace(SMALL, epochs=5, schedule=schedule), only=0)
+    assert read_history(run.folder / "fold0" / "history.csv")["rate"] == [2e-3] * 5
+
+
 def test_folds_trained_one_by_one_make_up_one_run(toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = dataclasses.replace(SMALL, epochs=1)
     first = train(toy, tmp_path / "run", config, only=1)
@@ -233,7 +343,9 @@ def test_another_training_never_goes_on_in_a_runs_folder(toy: Toy, tmp_path: Pat
     config = dataclasses.replace(SMALL, epochs=1)
     run = train(toy, tmp_path / "run", config, only=0)
     other = dataclasses.replace(config, optim=OptimConfig(lr=1e-3), loader=LoaderConfig(batch_size=4))
-    with pytest.raises(DataError, match=r"begun otherwise: `optim.lr` was 0.002, is now 0.001, and 'config.loader.bat"):
+    with pytest.raises(
+        DataError, match=r"begun otherwise: `optim.lr` was 0.002, is now 0.001, and 'loader.batch_size'"
+    ):
         train(toy, tmp_path / "run", other, only=0)
     assert read_run(tmp_path / "run").scores == run.scores
     again = train(toy, tmp_path / "run", other, only=0, overwrite=True)

@@ -27,7 +27,7 @@ from kaggle_kit.tables import rows_of
 from kaggle_kit.task import Stored, task_from_plain, task_to_plain
 from kaggle_kit.train.augment import Augment
 from kaggle_kit.train.checkpoint import load_checkpoint, save_checkpoint
-from kaggle_kit.train.config import LoaderConfig, ModelConfig, OptimConfig, TrainConfig
+from kaggle_kit.train.config import LoaderConfig, LossConfig, ModelConfig, OptimConfig, SamplingConfig, TrainConfig
 from kaggle_kit.train.crossval import train_run
 from kaggle_kit.train.data import TrainStream, make_loader
 from kaggle_kit.train.model import Preprocess, build_network, resize_weights
@@ -288,3 +288,27 @@ def test_damaged_and_foreign_checkpoints_are_refused(trained: tuple[Toy, list[Ru
 def test_settings_out_of_range_are_refused(make, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         make()
+
+
+@pytest.mark.parametrize("bad", ["sampling", "bce", "derive"])
+def test_refused_settings_claim_no_folder_and_replace_no_run(
+    trained: tuple[Toy, list[Run]], tmp_path: Path, bad: str
+) -> None:
+    toy, runs = trained
+    task, config = toy.task, runs[0].config
+    if bad == "sampling":
+        config = dataclasses.replace(config, sampling=SamplingConfig(name="balanced", head="roott"))
+    elif bad == "bce":
+        values = task_to_plain(task)
+        values["heads"]["root"]["kind"] = "ordinal"
+        task, config = task_from_plain(values), dataclasses.replace(config, loss=LossConfig(name="bce"))
+    else:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, derive_from="pair"))
+    folder = shutil.copytree(runs[0].folder, tmp_path / "run")
+    folds = make_folds(read_labels(task, toy.data), "stratified", num_folds=2, seed=0)
+    with pytest.raises(KitError):
+        train_run(task, config, data=toy.data, folds=folds, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(KitError):
+        train_run(task, config, data=toy.data, folds=folds, out=folder, overwrite=True)
+    assert read_run(folder).score == runs[0].score

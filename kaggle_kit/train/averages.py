@@ -37,10 +37,6 @@ class Averages:
         """Return the averages worth scoring after an epoch: SWA waits for BatchNorm statistics of its own."""
         return [("ema", _network(self._ema))] if self._ema is not None else []
 
-    def finished(self) -> list[tuple[Weights, Network]]:
-        """Return all averages, after `finish`."""
-        return self._all()
-
     def end_step(self) -> None:
         """Take a step's weights in."""
         if self._ema is not None:
@@ -57,7 +53,7 @@ class Averages:
         Args:
             images: Gives the train images anew, in batches on the networks' device.
         """
-        for _, network in self._all():
+        for _, network in self.all():
             recompute_batch_norm(network, images(), device=self._device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,13 +68,10 @@ class Averages:
     def _parts(self) -> dict[str, Any]:
         return {name: part for name, part in (("ema", self._ema), ("swa", self._swa)) if part is not None}
 
-    @property
-    def _has_swa(self) -> bool:
-        return self._swa is not None and self._swa.num_updates > 0
-
-    def _all(self) -> list[tuple[Weights, Network]]:
+    def all(self) -> list[tuple[Weights, Network]]:
+        """Return the averages that hold any weights yet."""
         averages = self.running()
-        if self._swa is not None and self._has_swa:
+        if self._swa is not None and self._swa.num_updates > 0:
             averages.append(("swa", _network(self._swa)))
         return averages
 

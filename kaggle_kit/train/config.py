@@ -209,7 +209,7 @@ class AverageConfig:
         swa_start: Stochastic weight averaging (Izmailov 2018) of the epochs after this share of the training; 1: off.
             In the first of them the rate goes to `swa_lr_share` of its highest, where it stays.
         swa_lr_share: See `swa_start`.
-        soup: Greedy soup (Wortsman 2022) of this many best epochs; 0: off.
+        soup: Greedy soup (Wortsman 2022) of this many best weights, raw and EMA, at the ends of epochs; 0: off.
     """
 
     ema: float = 0.0

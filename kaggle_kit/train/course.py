@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -25,6 +26,8 @@ class Course:
         step: The next one, counted from 0 over all epochs.
         micro_batch: How many images are in memory at once; halved where memory runs out.
         seconds: That training has taken, in earlier sessions too.
+        validation_s: That scoring one network took the last time.
+        longest_epoch_s: That the images of the slowest epoch so far took.
     """
 
     def __init__(self, stream: TrainStream, *, micro_batch: int | None, device: torch.device, scaled: bool) -> None:
@@ -42,6 +45,8 @@ class Course:
         self.step = 0
         self.micro_batch = micro_batch or stream.batch_size
         self.seconds = 0.0
+        self.validation_s = 0.0
+        self.longest_epoch_s = 0.0
         self._since = time.perf_counter()
         self._loss_sum = torch.zeros((), device=device)
         self._bad_step = torch.full((), -1, device=device)
@@ -98,10 +103,13 @@ class Course:
         self, fabric: Any, model: Any, loss_of: TrainingLoss, images: torch.Tensor, targets: Targets
     ) -> torch.Tensor:
         total = torch.zeros((), device=images.device)
-        for start in range(0, len(images), self.micro_batch):
-            part = slice(start, start + self.micro_batch)
+        # even parts, and none of a single image, where there are more
+        num_parts = max(1, min(-(-len(images) // self.micro_batch), len(images) // LEAST_MICRO_BATCH))
+        ends = [len(images) * place // num_parts for place in range(num_parts + 1)]
+        for start, end in itertools.pairwise(ends):
+            part = slice(start, end)
             some = {head: values[part] for head, values in targets.items()}
-            with fabric.no_backward_sync(model, enabled=part.stop < len(images)):
+            with fabric.no_backward_sync(model, enabled=end < len(images)):
                 loss = loss_of(model(images[part], auxiliary=True), some, batch=targets)
                 fabric.backward(loss)
             total += loss.detach()
@@ -145,6 +153,7 @@ class Course:
         self._count_time()
         loss = self._loss_sum.item() / self._stream.steps_per_epoch
         seconds = max(self._epoch_seconds, 1e-9)
+        self.longest_epoch_s = max(self.longest_epoch_s, seconds)
         row = {
             "loss": loss,
             "images_per_second": self._num_images / seconds,
@@ -171,6 +180,9 @@ class Course:
             "num_images": self._num_images,
             "epoch_seconds": self._epoch_seconds,
             "waited": self._waited,
+            "validation_s": self.validation_s,
+            "longest_epoch_s": self.longest_epoch_s,
+            "window": self._stream.window,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +191,8 @@ class Course:
         self._loss_sum.copy_(state["loss_sum"])
         self._num_images = state["num_images"]
         self._epoch_seconds, self._waited = state["epoch_seconds"], state["waited"]
+        self.validation_s, self.longest_epoch_s = state["validation_s"], state["longest_epoch_s"]
+        self._stream.set_window(state["window"])  # by itself it follows the machine's memory
 
     def _count_time(self) -> None:
         now = time.perf_counter()

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from kaggle_kit.errors import KitError, SettingError
+from kaggle_kit.errors import Interrupted, KitError, SettingError
 from kaggle_kit.folds import Folds
 from kaggle_kit.labels import read_labels, resolve_classes
 from kaggle_kit.machine import num_cores
@@ -29,14 +30,24 @@ from kaggle_kit.train.devices import make_fabric
 from kaggle_kit.train.heads import derivation_of
 from kaggle_kit.train.logs import check_loggers
 from kaggle_kit.train.loop import FoldResult, train_fold
-from kaggle_kit.train.losses import loss_weights
+from kaggle_kit.train.losses import make_loss
 from kaggle_kit.train.model import check_model
 from kaggle_kit.train.optim import check_optimizer
 from kaggle_kit.train.pseudo import add_pseudo_labels, pseudo_key
 from kaggle_kit.train.record import OOF
 from kaggle_kit.train.report import write_report
 from kaggle_kit.train.rows import TrainData, fit_together
-from kaggle_kit.train.run_folder import check_folder, claimed, finish_fold, finished_folds
+from kaggle_kit.train.run_folder import (
+    check_folder,
+    claimed,
+    discard_leftovers,
+    finish_fold,
+    finished_folds,
+    is_complete,
+    known_id,
+    unfinish_fold,
+)
+from kaggle_kit.train.sampling import row_weights
 from kaggle_kit.train.state import STATE
 from kaggle_kit.train.training import FoldJob
 
@@ -92,13 +103,14 @@ def train_run(
         "folds": _folds_key(folds),
         "images": ready.source.key,
         "pseudo": pseudo_key(config.pseudo),
+        "num_ranks": fabric.world_size,
     }
     wanted = list(range(folds.num_folds)) if only is None else [only]
     check_batch_size(config, ready, wanted, num_ranks=fabric.world_size)
     with claimed_by_first(fabric, out, plan, overwrite=overwrite):
-        before = finished_folds(out)
+        before = fabric.broadcast(finished_folds(out))
         missing = [fold for fold in wanted if fold not in before or before[fold].stopped]
-        if not missing and (out / "run.json").is_file():
+        if not missing and fabric.broadcast(is_complete(out, before)):
             say(f"{out}: this run is finished; nothing is left to train")
             return read_run(out)
         if before or any(out.glob(f"*/{STATE}")):
@@ -107,7 +119,11 @@ def train_run(
             ready.folds.save(out / "folds.parquet")
         for place, fold in enumerate(missing):
             deadline = _deadline(config, started, len(missing) - place)
-            train_one(task, config, ready, fold, out, fabric=fabric, deadline=deadline, on_epoch=on_epoch)
+            result = train_one(task, config, ready, fold, out, fabric=fabric, deadline=deadline, on_epoch=on_epoch)
+            if result.interrupted and place + 1 < len(missing):
+                raise Interrupted(
+                    f"interrupted after fold {fold} was finished; the same command goes on with the others"
+                )
         if fabric.is_global_zero:
             _finish_run(task, config, ready, data, out)
         fabric.barrier()
@@ -128,7 +144,13 @@ def prepare(
     task = resolve_classes(resolve_stored(task, data), data)
     labels = read_labels(task, data)
     make_augment(config, task)
-    loss_weights(task, config.loss)
+    rows = np.arange(len(labels))
+    make_loss(task, config.loss, labels, rows)
+    row_weights(task, config.sampling, labels, rows)
+    if config.model.derive_from:
+        derivation_of(task, labels, config.model.derive_from)
+    if config.pseudo.predictions is not None:
+        Predictions.load(Path(config.pseudo.predictions))
     with fabric.rank_zero_first():
         source = pack_train(task, data, packed, beside=beside)
         stacked, pseudo = add_pseudo_labels(task, config.pseudo, source, data=data, beside=beside)
@@ -208,6 +230,11 @@ def train_one(
         derivation=derivation_of(task, ready.labels, config.model.derive_from) if config.model.derive_from else None,
         keep=keep,
     )
+    leaking = int(ready.leaking(fold).sum())
+    if leaking:
+        say(f"{job.title}: {leaking:,} added images equal validation images and are left out")
+    if fabric.is_global_zero:
+        unfinish_fold(out, fold)
     with _explained_out_of_memory(job):
         result = train_fold(job, fabric=fabric, deadline=deadline, on_epoch=on_epoch, last_epoch=last_epoch)
     if fabric.is_global_zero:
@@ -217,10 +244,11 @@ def train_one(
             seconds=round(result.seconds, 1),
             weights=result.weights,
             stopped=result.stopped,
+            scores={str(kind): score for kind, score in result.scores.items()},
         )
         finish_fold(out, fold, summary)
         if not result.stopped:
-            (job.folder / STATE).unlink(missing_ok=True)
+            discard_leftovers(job.folder)
     return result
 
 
@@ -241,6 +269,7 @@ def _finish_run(task: Task, config: TrainConfig, ready: TrainData, data: Path, o
             scores=score_split(task, own.classes, oof.probs, unseen, draws=DRAWS, groups=own.group_numbers()),
             folds=summaries,
             environment=describe_environment(),
+            id=known_id(out),
         )
     )
     report_on(out)
@@ -250,8 +279,8 @@ def report_on(out: Path) -> None:
     """Write the page of a finished run; what goes wrong with it does not undo the run."""
     try:
         write_report(out)
-    except OSError as error:
-        say(f"{out}: the run is whole, but run.html could not be written ({error.strerror or error})")
+    except (OSError, KitError) as error:
+        say(f"{out}: the run is whole, but run.html could not be written ({getattr(error, 'strerror', '') or error})")
 
 
 def describe_environment() -> dict[str, str]:

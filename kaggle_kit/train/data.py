@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,19 +79,25 @@ class TrainStream(Dataset[Batch]):
         """
         self._source = source
         self._labels = _label_arrays(labels)
-        by_place = np.argsort(rows, kind="stable") if window is not None else np.arange(len(rows))
-        self._rows = rows[by_place]  # neighbours on the disk are neighbours here
-        self._row_weights = None if row_weights is None else row_weights[by_place]
+        self._given = (rows, row_weights)
         assert len(rows) >= batch_size * num_ranks, "checked before the training"
         self.batch_size = batch_size
         self._epochs = epochs
         self._seed = seed
         self._augment = augment
-        self.window = window
         self._rank = rank
         self._num_ranks = num_ranks
-        self._order: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
+        self.set_window(window)
         self.steps_per_epoch = len(rows) // (self.batch_size * num_ranks)
+
+    def set_window(self, window: int | None) -> None:
+        """Change how many images are shuffled together, and so the order of all."""
+        rows, weights = self._given
+        by_place = np.argsort(rows, kind="stable") if window is not None else np.arange(len(rows))
+        self._rows = rows[by_place]  # neighbours on the disk are neighbours here
+        self._row_weights = None if weights is None else weights[by_place]
+        self.window = window
+        self._order: tuple[int, Ints] = (-1, np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self._epochs
@@ -155,5 +162,9 @@ def make_loader(
 
 
 def _share_cores(_worker: int, *, num_workers: int) -> None:
-    """Keep each worker to its share of the cores: workers times threads would fight for them."""
+    """Keep each worker to its share of the cores: workers times threads would fight for them.
+
+    Ctrl-C, which a terminal tells all of them, is the training's own affair.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     share_cores(num_workers)

@@ -32,13 +32,13 @@ def make_fabric(config: TrainConfig) -> Any:
     precision = _best_precision() if config.device.precision == "auto" else config.device.precision
     if precision == "fp16" and not torch.cuda.is_available():
         raise SettingError("`device.precision` is 'fp16', which needs a GPU; set device.precision=auto")
-    # A frozen backbone, or a head whose loss counts nothing, has parameters that get no gradient.
-    partly = bool(config.optim.freeze_epochs) or 0.0 in config.loss.head_weights.values()
     fabric = Fabric(
         accelerator="auto",
         devices=num_local,
         num_nodes=num_ranks // num_local,
-        strategy=DDPStrategy(find_unused_parameters=partly, timeout=PATIENCE) if num_ranks > 1 else "auto",
+        strategy=DDPStrategy(find_unused_parameters=bool(config.optim.freeze_epochs), timeout=PATIENCE)
+        if num_ranks > 1
+        else "auto",
         precision=PRECISIONS[precision],
     )
     fabric.launch()

@@ -10,8 +10,9 @@ from collections import Counter
 from pathlib import Path
 
 from kaggle_kit.errors import SettingError
+from kaggle_kit.files import replacing
 from kaggle_kit.progress import say
-from kaggle_kit.runs import EVERYTHING, Run, fold_folder, read_run, write_run
+from kaggle_kit.runs import EVERYTHING, Run, read_run, write_run
 from kaggle_kit.settings import plain
 from kaggle_kit.task import task_to_plain
 from kaggle_kit.train.config import LogConfig, TrainConfig, Weights
@@ -24,7 +25,8 @@ from kaggle_kit.train.crossval import (
     train_one,
 )
 from kaggle_kit.train.devices import make_fabric
-from kaggle_kit.train.run_folder import check_folder, finished_folds
+from kaggle_kit.train.pseudo import pseudo_key
+from kaggle_kit.train.run_folder import check_folder, finished_folds, is_complete, known_id
 
 
 def train_everything(
@@ -53,7 +55,7 @@ def train_everything(
         overwrite: Replace a run that is there.
 
     Raises:
-        SettingError: When `like` was itself trained on everything.
+        SettingError: When `like` was itself trained on everything, or its schedule follows scores.
         DataError: When its data has changed, or `out` is taken.
     """
     started = time.monotonic()
@@ -61,6 +63,11 @@ def train_everything(
         raise SettingError(f"{like.folder} was trained on everything itself; give the run it followed, {like.like}")
     if out.resolve() == like.folder.resolve():
         raise SettingError(f"`out` is {out}, the run that is followed; choose another folder")
+    if like.config.schedule.name == "plateau":
+        raise SettingError(
+            f"{like.folder} has schedule.name=plateau, which follows validation scores; training on everything has "
+            "none, follow a run of another schedule"
+        )
     check_folder(out)
     config = _config(like, max_hours=max_hours, log=log or LogConfig(), num_workers=num_workers)
     fabric = make_fabric(config)
@@ -76,14 +83,20 @@ def train_everything(
         "like": like.id,
         "epoch": last_epoch,
         "images": ready.source.key,
+        "pseudo": pseudo_key(config.pseudo),
+        "num_ranks": fabric.world_size,
     }
     say(
         f"training on all {len(ready.rows):,} images for {last_epoch} of {config.epochs} epochs, as the folds of "
         f"{like.name} chose; keeping {weights} weights"
     )
     with claimed_by_first(fabric, out, plan, overwrite=overwrite):
-        before = finished_folds(out)
-        if EVERYTHING not in before or before[EVERYTHING].stopped:
+        before = fabric.broadcast(finished_folds(out))
+        missing = EVERYTHING not in before or bool(before[EVERYTHING].stopped)
+        if not missing and fabric.broadcast(is_complete(out, before)):
+            say(f"{out}: this run is finished; nothing is left to train")
+            return read_run(out)
+        if missing:
             deadline = None if max_hours is None else started + 3600 * max_hours
             train_one(
                 task,
@@ -98,7 +111,8 @@ def train_everything(
             )
         if fabric.is_global_zero:
             for name in ("oof.npz", "folds.parquet"):
-                shutil.copyfile(like.folder / name, out / name)
+                with replacing(out / name) as temporary:
+                    shutil.copyfile(like.folder / name, temporary)
             write_run(
                 Run(
                     folder=out,
@@ -111,6 +125,7 @@ def train_everything(
                     folds=finished_folds(out),
                     like=str(like.folder.resolve()),
                     environment=describe_environment(),
+                    id=known_id(out),
                 )
             )
             report_on(out)
@@ -131,11 +146,6 @@ def chosen_end(like: Run) -> tuple[Weights, int]:
     if kept == "swa":
         return kept, like.config.epochs
     return kept, round(statistics.median(summary.epoch for summary in like.folds.values()))
-
-
-def checkpoint_of(run: Run) -> Path:
-    """Return the checkpoint of a training on everything."""
-    return fold_folder(run.folder, EVERYTHING) / "best.safetensors"
 
 
 def _config(like: Run, *, max_hours: float | None, log: LogConfig, num_workers: int | None) -> TrainConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class FoldResult:
         seconds: Wall time, of earlier sessions too.
         oof: The kept weights' predictions of the validation rows; None where nothing validates.
         stopped: Why it ended before its last epoch; empty: it did not.
+        scores: {weights: the best score that weights of this kind had}.
+        interrupted: Whether Ctrl-C asked for an end when there was nothing left to do.
     """
 
     score: Score | None
@@ -42,6 +44,8 @@ class FoldResult:
     seconds: float
     oof: Predictions | None
     stopped: Reason = ""
+    scores: dict[Weights, float] = field(default_factory=dict)
+    interrupted: bool = False
 
 
 def train_fold(
@@ -74,10 +78,14 @@ def train_fold(
             stopped = _run_steps(training, stopper, last_epoch=last_epoch, on_epoch=on_epoch)
             if stopped == "interrupted":
                 raise Interrupted(_interrupted(training))
-            training.finish()
+            weights = training.finish(lambda step: _check_asked(training, stopper, step))
+            if stopped:
+                training.remember_best()
+            training.record.settle()
+            interrupted = stopper.reason(0, reserve_s=0.0) == "interrupted"
     finally:
         training.loggers.close()
-    return _result(training, stopped)
+    return _result(training, weights, stopped, interrupted=interrupted)
 
 
 def _run_steps(training: Training, stopper: Stopper, *, last_epoch: int | None, on_epoch: OnEpoch | None) -> Reason:
@@ -113,7 +121,7 @@ def _run_steps(training: Training, stopper: Stopper, *, last_epoch: int | None, 
                     on_epoch(job.fold, course.epoch, float(row["score"]))
                 if course.step < steps.stop:
                     training.enter_epoch(course.epoch)
-            stopped = stopper.reason(step, reserve_s=training.validation_seconds)
+            stopped = stopper.reason(step, reserve_s=training.reserve_s)
             if stopped and course.step < steps.stop:
                 training.save_state()
                 return stopped
@@ -121,35 +129,39 @@ def _run_steps(training: Training, stopper: Stopper, *, last_epoch: int | None, 
     return ""
 
 
+def _check_asked(training: Training, stopper: Stopper, step: int) -> None:
+    """End while the averages are finished, if Ctrl-C asks for it: the saved state is of the last step."""
+    if stopper.reason(step, reserve_s=0.0) == "interrupted":
+        raise Interrupted(_interrupted(training))
+
+
 def _interrupted(training: Training) -> str:
     """Make sure that there is a usable checkpoint, and say where and how to go on."""
-    best = training.ensure_checkpoint()
+    job, best = training.job, training.ensure_checkpoint()
+    kept = f"the best so far ({best.score.total:.4f})" if best else "the weights as they are"
+    epoch = min(training.course.epoch + 1, job.config.epochs)
     return (
-        f"interrupted in epoch {training.course.epoch + 1} of {training.job.config.epochs} of {training.job.title}; "
-        f"the same command goes on from there. The best so far {best} is {training.record.best_file}"
+        f"interrupted in epoch {epoch} of {job.config.epochs} of {job.title}; the same command goes on from there. "
+        f"{kept[0].upper()}{kept[1:]}: {training.record.best_file}"
     )
 
 
-def _result(training: Training, stopped: Reason) -> FoldResult:
-    job, best = training.job, training.record.best
+def _result(training: Training, weights: Weights, stopped: Reason, *, interrupted: bool) -> FoldResult:
+    job, record = training.job, training.record
     if stopped:
-        say(f"{job.title}: time is up in epoch {training.course.epoch + 1} of {job.config.epochs}")
+        say(f"{job.title}: time is up in epoch {training.epochs_begun} of {job.config.epochs}")
+    if len(record.scores) > 1:
+        said = ", ".join(f"{kind} {score:.4f}" for kind, score in record.scores.items())
+        say(f"{job.title}: {said}; the {weights} weights are kept")
     training.fabric.barrier()  # the first rank's files are whole
-    seconds = training.course.count_other_time()
-    if best is None:
-        return FoldResult(
-            score=None,
-            epoch=training.course.epoch,
-            weights=job.keep,
-            seconds=seconds,
-            oof=None,
-            stopped=stopped,
-        )
+    best = record.best
     return FoldResult(
-        score=best.score,
-        epoch=best.epoch,
-        weights=best.weights,
-        seconds=seconds,
-        oof=Predictions.load(job.folder / OOF),
+        score=best.score if best else None,
+        epoch=best.epoch if best else training.epochs_begun,
+        weights=weights,
+        seconds=training.course.count_other_time(),
+        oof=Predictions.load(job.folder / OOF) if best else None,
         stopped=stopped,
+        scores=record.scores,
+        interrupted=interrupted,
     )

@@ -27,12 +27,21 @@ def predict_rows(network: Network, source: Store, rows: Ints) -> Probs:
         source: The images.
         rows: Which ones; at least one.
     """
-    return predict_batches(network, read_ahead(source, rows))
+    size = EVAL_BATCH
+    while True:
+        try:
+            return predict_batches(network, read_ahead(source, rows, size=size))
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def read_ahead(source: Store, rows: Ints) -> Iterator[Image]:
-    """Yield batches of these rows' images; one is read while another is used."""
-    batches = [rows[start : start + EVAL_BATCH] for start in range(0, len(rows), EVAL_BATCH)]
+def read_ahead(source: Store, rows: Ints, *, size: int = EVAL_BATCH) -> Iterator[Image]:
+    """Yield batches of `size` of these rows' images; one is read while another is used."""
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     with ThreadPoolExecutor(1) as reader:
         coming = reader.submit(source.take, batches[0])
         for batch in batches[1:]:

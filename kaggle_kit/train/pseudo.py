@@ -43,6 +43,10 @@ def add_pseudo_labels(
     path = Path(config.predictions)
     predictions = Predictions.load(path)
     _check_heads(task, predictions, path)
+    if any(tag == TAG for tag in getattr(source, "tags", ())):
+        raise DataError(
+            f"{source.folder} holds images tagged {TAG!r}, as pseudo-labels are; pack them under another tag"
+        )
     store = pack_test(task, data, beside=beside)
     unknown = predictions.ids[rows_of(predictions.ids, store.ids) < 0]
     if len(unknown):
@@ -75,6 +79,11 @@ def _check_heads(task: Task, predictions: Predictions, path: Path) -> None:
     expected = {name: head.num_classes for name, head in task.heads.items()}
     if found != expected:
         raise DataError(f"{path} predicts heads with so many classes {found}; {task.name!r} has {expected}")
+    if set(predictions.multilabel) != set(task.multilabel_heads):
+        raise DataError(
+            f"{path} predicts multi-label heads {list(predictions.multilabel)}; {task.name!r} has "
+            f"{list(task.multilabel_heads)}"
+        )
 
 
 def _least_sure(task: Task, predictions: Predictions) -> npt.NDArray[np.float32]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from kaggle_kit.errors import SettingError
 from kaggle_kit.folds import Folds
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.task import Task
 from kaggle_kit.train.config import LogConfig, TrainConfig
-from kaggle_kit.train.crossval import prepare
+from kaggle_kit.train.crossval import check_batch_size, prepare
 from kaggle_kit.train.data import Batch, make_loader
 from kaggle_kit.train.devices import make_fabric
+from kaggle_kit.train.heads import derivation_of
 from kaggle_kit.train.losses import soft_targets
 from kaggle_kit.train.lr_find import LrFind, find_lr
 from kaggle_kit.train.training import FoldJob, Training, assemble
@@ -56,6 +58,10 @@ def find_training_lr(
     config = dataclasses.replace(config, log=LogConfig())
     fabric = make_fabric(config)
     task, ready = prepare(task, config, data, folds, packed=packed, beside=beside, fabric=fabric)
+    if not 0 <= fold < max(1, ready.folds.num_folds):
+        raise SettingError(f"`fold` is {fold}; the fold file has folds 0 to {ready.folds.num_folds - 1}")
+    check_batch_size(config, ready, [fold], num_ranks=fabric.world_size)
+    derive_from = config.model.derive_from
     with tempfile.TemporaryDirectory() as folder:
         job = FoldJob(
             task=task,
@@ -66,6 +72,7 @@ def find_training_lr(
             valid_rows=ready.valid_rows(fold),
             fold=fold,
             folder=Path(folder),
+            derivation=derivation_of(task, ready.labels, derive_from) if derive_from else None,
         )
         training = assemble(job, fabric)
         training.enter_epoch(0)
@@ -92,9 +99,8 @@ def find_training_lr(
             )
 
 
-def _batches(training: Training, num_steps: int, advance: object) -> Iterator[Batch]:
+def _batches(training: Training, num_steps: int, advance: Callable[[], object]) -> Iterator[Batch]:
     """Yield a training's first batches, beyond its last epoch where it is shorter."""
-    assert callable(advance)
     device, workers = training.fabric.device, training.job.config.loader.num_workers
     for batch in make_loader(training.stream, range(num_steps), num_workers=workers, device=device):
         labels = {head: values.to(device) for head, values in batch.labels.items()}

@@ -38,6 +38,7 @@ class FoldRecord:
     Attributes:
         best: The best weights so far; None before there are any.
         best_file: Their checkpoint.
+        scores: {weights: the best score that weights of this kind had}.
         history: A row an epoch.
         truth: {head: classes of the validation rows}.
     """
@@ -65,6 +66,7 @@ class FoldRecord:
         self.truth = truth
         self._writes = writes
         self.best: Standing | None = None
+        self.scores: dict[Weights, float] = {}
         self.history = History(folder / HISTORY if writes else None)
         self._contenders: list[Standing] = []
 
@@ -82,14 +84,32 @@ class FoldRecord:
         standing = Standing(epoch=epoch, weights=weights, score=score)
         if not counts:
             return score
+        earlier = self.scores.get(weights)
+        if earlier is None or gain(self._task.metric, score.total, earlier) > 0:
+            self.scores[weights] = score.total
         if self._config.average.soup and weights in ("raw", "ema"):
             self._contend(network, standing)
-        if self.best is None or gain(self._task.metric, score.total, self.best.score.total) > 0:
+        if self.best is None or not gain(self._task.metric, score.total, self.best.score.total) <= 0:
             self.best = standing
-            self._save(self.best_file, network, standing)
+            weights_file, oof_file = self._pending(standing)
+            self._save(weights_file, network, standing)
             if self._writes:
-                Predictions(ids=self._ids, probs=probs, multilabel=self._task.multilabel_heads).save(self._folder / OOF)
+                Predictions(ids=self._ids, probs=probs, multilabel=self._task.multilabel_heads).save(oof_file)
         return score
+
+    def settle(self) -> None:
+        """Put the best weights' files in their place, now that a saved state names them.
+
+        What is in that place so belongs to what the saved state calls the best, whenever the training is killed.
+        """
+        if not self._writes:
+            return
+        if self.best is not None:
+            for pending, place in zip(self._pending(self.best), (self.best_file, self._folder / OOF), strict=True):
+                if pending.is_file():
+                    pending.replace(place)
+        for path in self._folder.glob("pending*"):
+            path.unlink(missing_ok=True)
 
     def keep_unscored(self, network: Network, *, epoch: int, weights: Weights) -> None:
         """Keep the weights of a training on everything, which nothing can score."""
@@ -103,22 +123,28 @@ class FoldRecord:
         """Return the best epochs' weights for a soup, best first."""
         return [(one, self._contender_path(one)) for one in self._contenders]
 
-    def drop_contenders(self, *, all_of_them: bool = False) -> None:
+    def drop_contenders(self) -> None:
         """Delete the files of contenders that fell behind, once the saved state no longer names them."""
-        kept = set() if all_of_them else {path for _, path in self.contenders()}
+        kept = {path for _, path in self.contenders()}
         for path in self._folder.glob("contender*.safetensors"):
             if self._writes and path not in kept:
                 path.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` goes on from, as text."""
-        values = {"best": plain(self.best), "rows": self.history.rows, "contenders": plain(self._contenders)}
+        values = {
+            "best": plain(self.best),
+            "scores": self.scores,
+            "rows": self.history.rows,
+            "contenders": plain(self._contenders),
+        }
         return {"record": json.dumps(values)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved record."""
         values = json.loads(state["record"])
         self.best = None if values["best"] is None else build(Standing, values["best"])
+        self.scores = values["scores"]
         self.history.rows[:] = values["rows"]
         self._contenders = [build(Standing, one) for one in values["contenders"]]
 
@@ -129,6 +155,10 @@ class FoldRecord:
         if standing in kept:
             self._save(self._contender_path(standing), network, standing)
         self._contenders = kept
+
+    def _pending(self, standing: Standing) -> tuple[Path, Path]:
+        stem = f"pending{standing.epoch:04d}_{standing.weights}"
+        return self._folder / f"{stem}.safetensors", self._folder / f"{stem}.npz"
 
     def _contender_path(self, standing: Standing) -> Path:
         return self._folder / f"contender{standing.epoch:04d}_{standing.weights}.safetensors"

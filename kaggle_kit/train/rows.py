@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,18 @@ class TrainData:
 
     def train_rows(self, fold: int) -> Ints:
         """Return the rows that train in a fold; of all images where it is -1."""
-        valid = self.valid_rows(fold)
         own = self.rows if fold < 0 else self.rows[self.folds.fold != fold]
-        return np.concatenate([own, _unlike(self.added_rows, valid, self.source)])
+        return np.concatenate([own, self.added_rows[~self.leaking(fold)]])
+
+    def leaking(self, fold: int) -> npt.NDArray[np.bool_]:
+        """Return which added rows equal a validation image of a fold: that one would be learned by heart."""
+        if not len(self.added_rows):
+            return np.zeros(0, bool)
+        return np.isin(self._groups[self.added_rows], self._groups[self.valid_rows(fold)])
+
+    @functools.cached_property
+    def _groups(self) -> Ints:
+        return self.source.duplicate_groups()
 
     def valid_rows(self, fold: int) -> Ints:
         """Return the rows that validate in a fold; none where it is -1."""
@@ -157,15 +167,6 @@ def _joined(first: Labels, second: Labels) -> Labels:
         classes={head: np.concatenate([values, second.classes[head]]) for head, values in first.classes.items()},
         auxiliary={head: np.concatenate([values, second.auxiliary[head]]) for head, values in first.auxiliary.items()},
     )
-
-
-def _unlike(added_rows: Ints, valid_rows: Ints, source: Store) -> Ints:
-    """Return the added rows that equal no validation image: those would be learned by heart."""
-    groups = source.duplicate_groups()
-    equal = np.isin(groups[added_rows], groups[valid_rows])
-    if equal.any():
-        say(f"{int(equal.sum()):,} added images equal validation images and are left out of this fold")
-    return added_rows[~equal]
 
 
 def _labels_by_row(labels: Labels, added: Labels, source: Store) -> Labels:

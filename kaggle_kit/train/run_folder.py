@@ -12,12 +12,14 @@ from typing import Any
 
 from kaggle_kit.errors import DataError, SettingError, some_of
 from kaggle_kit.files import check_replaceable, replacing
-from kaggle_kit.runs import FoldSummary, fold_folder
+from kaggle_kit.runs import FoldSummary, fold_folder, read_run
 from kaggle_kit.settings import build, plain
+from kaggle_kit.train.state import STATE
 
 MARKER = ".kaggle-kit-run"
 LOCK = ".lock"
 FOLD = "fold.json"
+FILES = (MARKER, "run.json", "run.html", "folds.parquet", "oof.npz")
 # What may differ between a training and its continuation: nothing of it reaches the weights.
 FREE = ("config.max_hours", "config.log", "config.loader.num_workers")
 
@@ -46,17 +48,19 @@ def claimed(out: Path, plan: dict[str, Any], *, overwrite: bool) -> Iterator[Non
             f"{out}: another process trains into this folder; wait for it, or choose another `out`"
         ) from None
     try:
-        if overwrite:
-            empty(out)
-        elif (out / MARKER).is_file():
-            _check_same_plan(out, plan)
+        _clear_litter(out)
+        different = _difference(out, plan)
+        if overwrite and (different or (out / "run.json").is_file()):
+            empty(out)  # but not what the same command began before
+        elif different:
+            raise DataError(
+                f"{out} holds a run begun otherwise: {different}; choose another `out`, or set overwrite=true"
+            )
         with replacing(out / MARKER) as temporary:
             temporary.write_text(json.dumps(plan, indent=1, ensure_ascii=False), encoding="utf-8")
         yield
     finally:
         lock.release()
-        with contextlib.suppress(OSError):
-            (out / LOCK).unlink(missing_ok=True)
 
 
 def check_folder(out: Path) -> None:
@@ -65,7 +69,8 @@ def check_folder(out: Path) -> None:
     Raises:
         DataError: Naming it.
     """
-    own = [path.name for path in out.iterdir() if _is_own(path.name)] if (out / MARKER).is_file() else []
+    begun = (out / MARKER).is_file() or (out.is_dir() and {path.name for path in out.iterdir()} <= {LOCK})
+    own = [path.name for path in out.iterdir() if _is_own(path.name)] if begun and out.is_dir() else []
     check_replaceable(out, own, what="run", error=DataError)
 
 
@@ -87,8 +92,32 @@ def finish_fold(out: Path, fold: int, summary: FoldSummary) -> None:
         temporary.write_text(json.dumps({"fold": fold, "summary": plain(summary)}, indent=1), encoding="utf-8")
 
 
+def unfinish_fold(out: Path, fold: int) -> None:
+    """Forget that a fold was ended by its time limit, now that it goes on."""
+    (fold_folder(out, fold) / FOLD).unlink(missing_ok=True)
+
+
+def is_complete(out: Path, folds: dict[int, FoldSummary]) -> bool:
+    """Return whether a run's files tell of just these finished folds."""
+    return (out / "run.json").is_file() and (out / "run.html").is_file() and read_run(out).folds == folds
+
+
+def known_id(out: Path) -> str:
+    """Return the id of the run that is there, or nothing: a ledger still knows it when more folds are trained."""
+    return read_run(out).id if (out / "run.json").is_file() else ""
+
+
+def discard_leftovers(folder: Path) -> None:
+    """Delete what only an unfinished fold needs."""
+    for pattern in (STATE, "contender*", "pending*"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def empty(out: Path) -> None:
-    """Delete what an earlier run wrote."""
+    """Delete what an earlier run wrote; first what says that folds are finished."""
+    for path in out.glob(f"*/{FOLD}"):
+        path.unlink()
     for path in [path for path in out.iterdir() if _is_own(path.name) and path.name not in (MARKER, LOCK)]:
         if path.is_dir():
             shutil.rmtree(path)
@@ -97,25 +126,42 @@ def empty(out: Path) -> None:
 
 
 def _is_own(name: str) -> bool:
-    files = (MARKER, LOCK, "run.json", "run.html", "folds.parquet", "oof.npz")
-    return name in files or re.fullmatch(r"fold\d+|everything|tensorboard|wandb|plots", name) is not None
+    folders = r"fold\d+|everything|tensorboard|wandb|plots"
+    return name in (LOCK, *FILES) or _is_litter(name) or re.fullmatch(folders, name) is not None
 
 
-def _check_same_plan(out: Path, plan: dict[str, Any]) -> None:
-    text = (out / MARKER).read_text(encoding="utf-8")
+def _is_litter(name: str) -> bool:
+    """Return whether this is what a kill leaves of a file that was being written: see `kaggle_kit.files.replacing`."""
+    return any(name.startswith(f".{file}.") for file in FILES)
+
+
+def _clear_litter(out: Path) -> None:
+    """Delete what kills have left, now that nobody else writes here."""
+    for path in out.iterdir():
+        if _is_litter(path.name):
+            path.unlink(missing_ok=True)
+    for path in out.glob("*/.*.*"):
+        if re.fullmatch(r"fold\d+|everything", path.parent.name):
+            path.unlink(missing_ok=True)
+
+
+def _difference(out: Path, plan: dict[str, Any]) -> str:
+    """Return in what the run that was begun here differs from a plan; empty where it does not, or there is none."""
+    marker = out / MARKER
+    text = marker.read_text(encoding="utf-8") if marker.is_file() else ""
+    if not marker.is_file():
+        return ""
     try:
-        before = _flat(json.loads(text)) if text else {}
+        before = _flat(json.loads(text))
     except ValueError:
-        before = {}
+        return f"{marker} does not read"
     now = _flat(json.loads(json.dumps(plan)))
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(FREE)]
-    if keys:
-        key, name = keys[0], keys[0].removeprefix("config.")
-        others = f", and {some_of(keys[1:])}" if len(keys) > 1 else ""
-        raise DataError(
-            f"{out} holds a run begun otherwise: `{name}` was {before.get(key)!r}, is now {now.get(key)!r}"
-            f"{others}; choose another `out`, or set overwrite=true"
-        )
+    if not keys:
+        return ""
+    names = [key.removeprefix("config.") for key in keys]
+    others = f", and {some_of(names[1:])}" if names[1:] else ""
+    return f"`{names[0]}` was {before.get(keys[0])!r}, is now {now.get(keys[0])!r}{others}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,12 +13,13 @@ from kaggle_kit.errors import CheckpointError
 from kaggle_kit.files import replacing
 
 STATE = "state.pt"
+FORMAT = 1
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write plain values and tensors, atomically; what is there stays until the new state is whole."""
     with replacing(path) as temporary:
-        torch.save(state, temporary)
+        torch.save({"format": FORMAT, **state}, temporary)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -38,4 +39,8 @@ def load_state(path: Path) -> dict[str, Any] | None:
             f"{path} is damaged ({str(error)[:100]}); delete it to train this fold again from its start"
         ) from None
     assert isinstance(state, dict)
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} was saved by another version of the kit; delete it to train this fold again from its start"
+        )
     return state

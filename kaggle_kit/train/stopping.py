@@ -11,9 +11,10 @@ from typing import Any, Literal, Self
 import torch
 
 Reason = Literal["", "interrupted", "out of time"]
-_REASONS: tuple[Reason, ...] = ("", "interrupted", "out of time")
+_REASONS: tuple[Reason, ...] = ("", "out of time", "interrupted")  # the last one outweighs the others
 # Between processes a stop is agreed on every so many steps: asking costs a little.
 ASK_EVERY = 20
+SAME_PRESS_S = 2.0  # torchrun passes on what the terminal has told a process already
 
 
 class Stopper:
@@ -29,6 +30,7 @@ class Stopper:
         self._fabric = fabric
         self._deadline = deadline
         self._interrupted = False
+        self._pressed = 0.0
         self._earlier: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -52,7 +54,7 @@ class Stopper:
             reserve_s: Seconds that ending takes: time is up so much earlier.
         """
         late = self._deadline is not None and time.monotonic() + reserve_s >= self._deadline
-        own = 1 if self._interrupted else 2 if late else 0
+        own = 2 if self._interrupted else 1 if late else 0
         if self._fabric.world_size == 1:
             return _REASONS[own]
         if step % ASK_EVERY:
@@ -61,6 +63,7 @@ class Stopper:
         return _REASONS[int(worst.item())]
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self._interrupted:
+        now = time.monotonic()
+        if self._interrupted and now - self._pressed > SAME_PRESS_S:
             raise KeyboardInterrupt
-        self._interrupted = True
+        self._interrupted, self._pressed = True, now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kaggle_kit.errors import CheckpointError
 from kaggle_kit.labels import Labels
 from kaggle_kit.metrics import gain
 from kaggle_kit.progress import progress_bar
@@ -33,13 +34,14 @@ from kaggle_kit.train.model import Network, build_network, freeze_backbone, unfr
 from kaggle_kit.train.optim import Schedule, make_optimizer, make_schedule
 from kaggle_kit.train.order import shuffle_window
 from kaggle_kit.train.predict import predict_together
-from kaggle_kit.train.record import FoldRecord
+from kaggle_kit.train.record import FoldRecord, Standing
 from kaggle_kit.train.sampling import row_weights
 from kaggle_kit.train.state import STATE, load_state, save_state
 
 Ints = npt.NDArray[np.int64]
 # A kill costs at most so much work: the state is also saved between the ends of epochs.
 SAVE_EVERY_S = 600.0
+PASS_SHARE = 0.5  # a pass for BatchNorm statistics takes about a third of an epoch, which has a backward pass too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,6 @@ class Training:
     record: FoldRecord
     loggers: Loggers
     parts: dict[str, Any]
-    validation_seconds: float = 0.0
     _saved: float = 0.0
 
     def seed_of(self, step: int) -> int:
@@ -126,6 +127,7 @@ class Training:
         """Validate the weights and their averages, keep the best, save all, and return the epoch's history."""
         self.course.check()
         epoch = self.course.epoch  # counted from 1: the step is the next epoch's first
+        self._share_buffers()
         self.averages.end_epoch(epoch)
         rate = self.schedule.rate(self.course.step - 1)
         figures = self.course.end_epoch()
@@ -133,7 +135,8 @@ class Training:
         if len(self.job.valid_rows):
             before = self.record.best
             scores = self._validate(epoch)
-            self.schedule.end_epoch(better=self.record.best is not before)
+            small = self.size_of(epoch - 1) != self._final_size  # whose scores are never the best
+            self.schedule.end_epoch(better=small or self.record.best is not before)
         row = history_row(
             epoch=epoch,
             rate=rate,
@@ -147,39 +150,65 @@ class Training:
         self.record.history.add(row)
         self.loggers.log(self.course.step, row)
         self.save_state()
+        self.record.settle()
         self.record.drop_contenders()
         return row
 
-    def finish(self) -> None:
-        """Score what is only known at the end: averages with BatchNorm statistics of their own, and the soup."""
-        epoch = -(-self.course.step // self.stream.steps_per_epoch)
-        self._set_size(self._final_size)
-        self.averages.finish(self._images_again)
-        if not len(self.job.valid_rows):
-            kept: dict[Weights, Network] = {"raw": self.network, **dict(self.averages.finished())}
-            self.record.keep_unscored(kept.get(self.job.keep, self.network), epoch=epoch, weights=self.job.keep)
-        else:
-            if self.record.best is None or self.course.step % self.stream.steps_per_epoch:
-                self._offer(self.network, "raw", epoch)  # stopped within an epoch, or in one at another size
-            for weights, network in self.averages.finished():
-                self._offer(network, weights, epoch)
-            self._offer_soup(epoch)
-        self.record.drop_contenders(all_of_them=True)
+    def finish(self, asked: Callable[[int], None]) -> Weights:
+        """Score what is only known at the end: averages with BatchNorm statistics of their own, and the soup.
 
-    def ensure_checkpoint(self) -> str:
-        """Keep the weights as they are where none were kept yet; return their score, or nothing, in brackets."""
-        epoch = -(-self.course.step // self.stream.steps_per_epoch)
+        Args:
+            asked: Called with a number now and then, to end by an error where an end was asked for.
+
+        Returns:
+            Which weights were kept.
+        """
+        self._share_buffers()
+        self._set_size(self._final_size)
+        self.averages.finish(lambda: self._images_again(asked))
         if not len(self.job.valid_rows):
-            self.record.keep_unscored(self.network, epoch=epoch, weights="raw")
-            return ""
-        if self.record.best is None:
-            self._set_size(self._final_size)
-            self._offer(self.network, "raw", epoch)
+            kept: dict[Weights, Network] = {"raw": self.network, **dict(self.averages.all())}
+            weights = self.job.keep if self.job.keep in kept else "raw"
+            self.record.keep_unscored(kept[weights], epoch=self.epochs_begun, weights=weights)
+            return weights
+        if self.record.best is None or self.course.step % self.stream.steps_per_epoch:
+            self._offer(self.network, "raw", self.epochs_begun)  # stopped within an epoch, or in one at another size
+        for weights, network in self.averages.all():
+            self._offer(network, weights, self.epochs_begun)
+        self._offer_soup(self.epochs_begun)
         assert self.record.best is not None
-        return f"({self.record.best.score.total:.4f})"
+        return self.record.best.weights
+
+    def ensure_checkpoint(self) -> Standing | None:
+        """Keep the weights as they are where none were kept yet; return what is kept, None where nothing validates."""
+        if not len(self.job.valid_rows):
+            self.record.keep_unscored(self.network, epoch=self.epochs_begun, weights="raw")
+        elif self.record.best is None:
+            self._share_buffers()
+            self._set_size(self._final_size)
+            self._offer(self.network, "raw", self.epochs_begun)
+            self.record.settle()
+        return self.record.best
+
+    @property
+    def epochs_begun(self) -> int:
+        """How many epochs the weights have seen, the last one maybe in part."""
+        return -(-self.course.step // self.stream.steps_per_epoch)
+
+    @property
+    def reserve_s(self) -> float:
+        """Seconds that ending in good order takes, as far as this training's own pace tells."""
+        averages = len(self.averages.networks())
+        validations = 1 + averages + self.job.config.average.soup
+        return self.course.validation_s * validations + PASS_SHARE * self.course.longest_epoch_s * averages
 
     def save_state(self) -> None:
-        """Write everything that the training goes on from; the first rank's holds for all."""
+        """Write everything that the training goes on from; the first rank's holds for all.
+
+        Raises:
+            KitError: Where it could not go on from these weights, for they are no numbers; an earlier state stays.
+        """
+        self.course.check()
         self._saved = time.monotonic()
         if self.fabric.is_global_zero:
             state = {name: part.state_dict() for name, part in self.parts.items()}
@@ -188,16 +217,29 @@ class Training:
     def save_state_now_and_then(self) -> None:
         """Save the state where the last time is long ago."""
         if time.monotonic() - self._saved >= SAVE_EVERY_S:
-            self.course.check()
             self.save_state()
 
     def restore(self) -> None:
         """Go on from a saved state, if there is one."""
         self._saved = time.monotonic()
-        state = load_state(self.job.folder / STATE)
-        for name, part in self.parts.items() if state else ():
-            assert state is not None
-            part.load_state_dict(state[name])
+        path = self.job.folder / STATE
+        state = load_state(path)
+        if state is None:
+            return
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
+        try:
+            for name, part in self.parts.items():
+                if state[name]:  # empty: another precision's
+                    part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} does not fit this training ({' '.join(str(error).split())[:200]}); was it saved with another "
+                "timm version? Delete it to train this fold again from its start"
+            ) from None
+        for group, value in zip(self.optimizer.param_groups, fused, strict=True):
+            if "fused" in group:
+                group["fused"] = value  # this device's, not that of the one before
+        self.record.settle()
 
     def summary(self, row: Row) -> str:
         """Return an epoch in a few words, for the progress bar."""
@@ -217,8 +259,23 @@ class Training:
         counts = self.size_of(epoch - 1) == self._final_size
         running: list[tuple[Weights, Network]] = [("raw", self.network), *self.averages.running()]
         scores = {weights: self._offer(network, weights, epoch, counts=counts) for weights, network in running}
-        self.validation_seconds = time.perf_counter() - started
+        self.course.validation_s = (time.perf_counter() - started) / len(running)
         return scores
+
+    def remember_best(self) -> None:
+        """Tell the saved state which weights were kept at the end; all else in it stays as it was before the end."""
+        path = self.job.folder / STATE
+        if self.fabric.is_global_zero and path.is_file():
+            state = load_state(path)
+            assert state is not None
+            save_state(path, {**state, "record": self.record.state_dict()})
+
+    def _share_buffers(self) -> None:
+        """Give all ranks the first one's buffers: each has BatchNorm statistics of its own images."""
+        if self.fabric.world_size > 1:
+            for network in (self.network, *self.averages.networks()):
+                for buffer in network.buffers():
+                    torch.distributed.broadcast(buffer, 0)
 
     def _offer(self, network: Network, weights: Weights, epoch: int, *, counts: bool = True) -> Score:
         probs = predict_together(self.fabric, network, self.job.source, self.job.valid_rows)
@@ -243,13 +300,16 @@ class Training:
         load_weights(network, soup.state, where="the soup")
         self._offer(network, "soup", epoch)
 
-    def _images_again(self) -> Iterator[torch.Tensor]:
+    def _images_again(self, asked: Callable[[int], None]) -> Iterator[torch.Tensor]:
         """Yield the images of one more epoch, augmented as in training and not mixed, for BatchNorm statistics."""
         steps = range(len(self.stream), len(self.stream) + self.stream.steps_per_epoch)
         workers = self.job.config.loader.num_workers
         with progress_bar(len(steps), f"{self.job.title}: BatchNorm of averages", unit="step") as bar:
-            for batch in make_loader(self.stream, steps, num_workers=workers, device=self.fabric.device):
-                yield batch.images.to(self.fabric.device)
+            for step, batch in enumerate(
+                make_loader(self.stream, steps, num_workers=workers, device=self.fabric.device)
+            ):
+                asked(step)
+                yield from batch.images.to(self.fabric.device).split(self.course.micro_batch)
                 bar.update()
 
     def _set_size(self, size: tuple[int, int]) -> None:
@@ -279,11 +339,14 @@ def assemble(job: FoldJob, fabric: Any) -> Training:
     schedule = make_schedule(config, steps_per_epoch=stream.steps_per_epoch, epochs=config.epochs)
     averages = Averages(network, config)
     model, fabric_optimizer = fabric.setup(torch.compile(network) if config.device.compile else network, optimizer)
+    scaler = getattr(fabric.strategy.precision, "scaler", None)
+    if scaler is not None:  # another fold's may have gone far
+        scaler.load_state_dict(torch.amp.GradScaler(device.type).state_dict())
     course = Course(
         stream,
         micro_batch=config.loader.micro_batch,
         device=device,
-        scaled=getattr(fabric.strategy.precision, "scaler", None) is not None,
+        scaled=scaler is not None,
     )
     record = FoldRecord(
         task,
