@@ -158,7 +158,7 @@ def _check_form(overrides: Sequence[str]) -> None:
 
 
 def _for_hydra(override: str) -> str:
-    """Return an override as Hydra wants it: `experiment=` without a plus, and names of heads, unknown to it, with two."""
+    """Return an override as Hydra wants it: `experiment=` without a plus, weights of heads, unknown to it, with two."""
     if re.match(r"loss\.head_weights[.=]", override):
         return f"++{override}"
     return override.removeprefix("+") if override.startswith("+experiment=") else override
