@@ -91,7 +91,10 @@ def _add_weights(add: Adder) -> None:
         f"  kaggle-kit train {_EXAMPLE} out=runs/a model=resnet50 model.pretrained=true model.weights=./weights",
     )
     weights.add_argument(
-        "models", nargs="+", metavar="MODEL", help="timm model names, such as resnet50 or resnet50.a1_in1k"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="timm model names, such as resnet50 or resnet50.a1_in1k, or run folders",
     )
     weights.add_argument(
         "--out", type=Path, metavar="DIR", help="pack them into this folder, fetching what is not here"
@@ -319,8 +322,9 @@ def weights_of_models(options: argparse.Namespace) -> tuple[Result, int]:
 
     if options.weights_from and not options.out:
         raise SettingError("--from says what to pack; say with --out where to")
+    models = [_model_of(name) for name in options.models]
     if options.out:
-        files = pack_weights(options.models, options.out, weights_from=options.weights_from)
+        files = pack_weights(models, options.out, weights_from=options.weights_from)
         for file in files:
             print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
         print(
@@ -328,13 +332,20 @@ def weights_of_models(options: argparse.Namespace) -> tuple[Result, int]:
             "internet"
         )
         return {"out": options.out, "files": files}, DONE
-    needed = list_weights(options.models)
+    needed = list_weights(models)
     for one in needed:
         size = "" if one.size_bytes is None else f", {one.size_bytes / 1e6:.1f} MB"
         place = "not on this machine" if one.cached is None else f"here{size}"
         license_text = f", {one.license}" if one.license else ""
         print(f"{one.model}: {one.hub_id}/{one.file}, {place}{license_text}")
     return {"weights": needed}, DONE
+
+
+def _model_of(name: str) -> str:
+    """Return the model of a run's folder, or the name as it is."""
+    from kaggle_kit.runs import read_run
+
+    return read_run(Path(name)).config.model.name if (Path(name) / "run.json").is_file() else name
 
 
 def sweep_settings(options: argparse.Namespace) -> tuple[Result, int]:

@@ -25,8 +25,9 @@ from kaggle_kit.train.averaging import Soup, greedy_soup
 from kaggle_kit.train.config import TrainConfig
 from kaggle_kit.train.devices import make_fabric
 from kaggle_kit.train.heads import derivation_of
+from kaggle_kit.train.job import FoldJob
 from kaggle_kit.train.stopping import Stopper
-from kaggle_kit.train.training import FoldJob, Training, assemble
+from kaggle_kit.train.training import Training, assemble
 
 BASE: dict[str, Any] = {
     "model": {"name": "test_resnet", "input_size": [24, 32]},

@@ -19,7 +19,7 @@ from kaggle_kit.errors import Interrupted
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
 from kaggle_kit.packing.competition import pack_train
-from kaggle_kit.runs import read_run
+from kaggle_kit.runs import Run, read_run
 from kaggle_kit.task import task_to_plain
 
 FAST = ["model=tiny_resnet", "model.input_size=[24,32]", "loader.batch_size=8", "epochs=1", "fold=0"]
@@ -428,3 +428,11 @@ class TestBaseline:
         self, places: list[str], capsys: pytest.CaptureFixture[str], words: list[str], message: str
     ) -> None:
         assert message in error_of(["baseline", *words], capsys)
+
+
+def test_the_weights_that_a_run_needs_are_listed_by_its_folder(
+    trained: tuple[Toy, list[Run]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["weights", str(trained[1][0].folder), "--json"]) == 0
+    (needed,) = json.loads(capsys.readouterr().out.splitlines()[-1])["weights"]
+    assert needed["model"] == trained[1][0].config.model.name

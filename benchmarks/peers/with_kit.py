@@ -15,9 +15,9 @@ from kaggle_kit.packing.competition import pack_train
 from kaggle_kit.task import Stored, Task, task_from_plain
 from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.config import DeviceConfig, LoaderConfig, MixConfig, ModelConfig, TrainConfig
+from kaggle_kit.train.job import FoldJob
 from kaggle_kit.train.loop import train_fold
 from kaggle_kit.train.predict import predict_rows
-from kaggle_kit.train.training import FoldJob
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from kaggle_kit.train.augment import make_augment
 from kaggle_kit.train.config import TrainConfig, Weights
 from kaggle_kit.train.devices import make_fabric
 from kaggle_kit.train.heads import derivation_of
+from kaggle_kit.train.job import FoldJob
 from kaggle_kit.train.logs import check_loggers
 from kaggle_kit.train.loop import FoldResult, train_fold
 from kaggle_kit.train.losses import make_loss
@@ -49,7 +50,6 @@ from kaggle_kit.train.run_folder import (
 )
 from kaggle_kit.train.sampling import row_weights
 from kaggle_kit.train.state import STATE
-from kaggle_kit.train.training import FoldJob
 
 OnEpoch = Callable[[int, int, float], None]
 

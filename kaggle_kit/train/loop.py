@@ -15,10 +15,11 @@ from kaggle_kit.scores import Score
 from kaggle_kit.train.config import Weights
 from kaggle_kit.train.data import make_loader
 from kaggle_kit.train.devices import make_fabric
+from kaggle_kit.train.job import FoldJob
 from kaggle_kit.train.losses import soft_targets
 from kaggle_kit.train.record import OOF
 from kaggle_kit.train.stopping import Reason, Stopper
-from kaggle_kit.train.training import FoldJob, Training, assemble
+from kaggle_kit.train.training import Training, assemble
 
 OnEpoch = Callable[[int, int, float], None]
 

@@ -20,9 +20,10 @@ from kaggle_kit.train.crossval import check_batch_size, prepare
 from kaggle_kit.train.data import Batch, make_loader
 from kaggle_kit.train.devices import make_fabric
 from kaggle_kit.train.heads import derivation_of
+from kaggle_kit.train.job import FoldJob
 from kaggle_kit.train.losses import soft_targets
 from kaggle_kit.train.lr_find import LrFind, find_lr
-from kaggle_kit.train.training import FoldJob, Training, assemble
+from kaggle_kit.train.training import Training, assemble
 
 
 def find_training_lr(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,18 @@ import numpy.typing as npt
 import torch
 
 from kaggle_kit.errors import CheckpointError
-from kaggle_kit.labels import Labels
 from kaggle_kit.metrics import gain
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.scores import Score, score_answers
 from kaggle_kit.settings import plain
-from kaggle_kit.task import Task
 from kaggle_kit.train.augment import make_augment
 from kaggle_kit.train.averages import Averages
 from kaggle_kit.train.averaging import State, greedy_soup
 from kaggle_kit.train.checkpoint import load_weights
-from kaggle_kit.train.config import TrainConfig, Weights
+from kaggle_kit.train.config import Weights
 from kaggle_kit.train.course import Course
-from kaggle_kit.train.data import Store, TrainStream, make_loader
+from kaggle_kit.train.data import TrainStream, make_loader
+from kaggle_kit.train.job import FoldJob
 from kaggle_kit.train.logs import Loggers, Row, history_row, open_loggers
 from kaggle_kit.train.losses import TrainingLoss, make_loss
 from kaggle_kit.train.mixing import Mixer
@@ -42,45 +40,6 @@ Ints = npt.NDArray[np.int64]
 # A kill costs at most so much work: the state is also saved between the ends of epochs.
 SAVE_EVERY_S = 600.0
 PASS_SHARE = 0.5  # a pass for BatchNorm statistics takes about a third of an epoch, which has a backward pass too
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldJob:
-    """What is trained on what, and where it goes.
-
-    Attributes:
-        task: The competition, its stored size and auxiliary classes known.
-        config: The settings.
-        source: Images, (H, W, C) uint8 of the stored size.
-        labels: Aligned with the source: row i labels image i.
-        train_rows: Rows to train on.
-        valid_rows: Rows to validate on, in the order of the out-of-fold predictions; none: the last weights are kept.
-        fold: The fold's number; -1 for a training on everything.
-        folder: Where files go.
-        derivation: For `model.derive_from`: {head: (A,) the class that each auxiliary class belongs to}.
-        keep: Which weights to keep where nothing validates.
-    """
-
-    task: Task
-    config: TrainConfig
-    source: Store
-    labels: Labels
-    train_rows: Ints
-    valid_rows: Ints
-    fold: int
-    folder: Path
-    derivation: Mapping[str, Ints] | None = None
-    keep: Weights = "raw"
-
-    @property
-    def seed(self) -> int:
-        """What everything random in this fold follows."""
-        return self.config.seed * 1000 + self.fold % 1000
-
-    @property
-    def title(self) -> str:
-        """What progress bars and messages call it."""
-        return f"fold {self.fold}" if self.fold >= 0 else "everything"
 
 
 @dataclass(kw_only=True)
