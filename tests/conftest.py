@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from pyarrow import parquet
 from kaggle_kit.tables import write_rows
 from kaggle_kit.task import Task, task_from_plain
 
+# Before torch is imported: the networks here are too small for two threads, which wait for each other where tests, or
+# anything else, run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 SIZE = (24, 32)
 HEADS = {"root": 3, "vowel": 2}
 
