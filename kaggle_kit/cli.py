@@ -68,7 +68,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         unknown = message.startswith("unrecognized arguments")
-        hint = "; settings are written KEY=VALUE, without dashes" if unknown and "=" in message else ""
+        setting = re.search(r": --([a-z_.]+)[= ](\S+)", message) if unknown else None
+        hint = f"; settings are written {setting[1]}={setting[2]}, without dashes" if setting else ""
         self.exit(commands.USER_CAN_MEND, f"kaggle-kit: {message}{hint}; see {self.prog} --help\n")
 
 

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kaggle_kit.errors import DataError, SettingError
@@ -96,7 +97,7 @@ def entry_of(run: Run) -> Entry:
         task=run.task.name,
         metric=run.task.metric,
         created=run.created,
-        settings=settings_of(run.config),
+        settings=settings_of(run.config) | _circumstances(run),
         folds=_folds_of(run),
         total=run.score.total,
         heads=run.score.heads,
@@ -152,6 +153,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, objec
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _circumstances(run: Run) -> dict[str, object]:
+    """Return what a score must be read with: whose it is, and whether training came to its end."""
+    borrowed = {"scores_of": Path(run.like).name} if run.like else {}
+    early = {"ended": "early"} if any(summary.stopped for summary in run.folds.values()) else {}
+    return {**borrowed, **early}
 
 
 def _folds_of(run: Run) -> str:

@@ -147,6 +147,15 @@ def describe_settings() -> str:
     )
 
 
+def preset_models() -> dict[str, str]:
+    """Return {preset: the timm model it names}."""
+    import yaml
+
+    folder = resources.files("kaggle_kit.conf") / "model"
+    files = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in _names(folder)}
+    return {name: str(yaml.safe_load(text)["name"]) for name, text in files.items()}
+
+
 def _names(folder: Traversable) -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
@@ -209,10 +218,11 @@ def _explain(error: Exception, known: Mapping[str, Any]) -> str:
     absent = re.search(r"Could not find '(\w+)/([^']+)'", text)
     if absent:
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
-        return (
-            f"`{absent[1]}={absent[2]}` names no preset{did_you_mean(absent[2], options)}; "
-            f"any timm model goes by `model.name={absent[2]}`"
-        )
+        hint = f"; any timm model goes by `model.name={absent[2]}`" if absent[1] == "model" else ""
+        return f"`{absent[1]}={absent[2]}` names no preset{hint}{did_you_mean(absent[2], options)}"
+    several = re.match(r"Ambiguous value for argument '([^=']+)=([^']*)'", text)
+    if several:
+        return f"`{several[1]}={several[2]}` lists several values; add --multirun to train with each of them"
     return " ".join(line for line in text.splitlines() if line and "https://" not in line)
 
 

@@ -86,7 +86,9 @@ class Predictions:
             PredictionError: When there is no such file, it is damaged, or it holds no probabilities.
         """
         if not path.is_file():
-            raise PredictionError(f"{path} is missing; expected predictions written by `kaggle-kit train`")
+            raise PredictionError(
+                f"{path} is missing; expected predictions: a run's oof.npz, or what `kaggle-kit predict --probs` wrote"
+            )
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}

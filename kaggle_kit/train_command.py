@@ -233,8 +233,13 @@ def _print_run(run: Run) -> None:
         stopped = f"; ended early: {summary.stopped}" if summary.stopped else ""
         print(f"{what} at epoch {summary.epoch} of {run.config.epochs}{kept}, {summary.seconds:.0f} s{stopped}")
     print("\n".join(format_scores({"out of fold": run.scores})))
+    early = any(summary.stopped for summary in run.folds.values())
+    if early:
+        print(f"{run.folder}: ended early; the same command with a larger max_hours goes on")
     if run.like:
-        print(f"{run.folder}: trained on everything; the scores are those of {run.like}, whose settings it has")
+        part = "for a part of its epochs" if early else "to its end"
+        followed = Path(run.like).name
+        print(f"{run.folder}: trained on everything {part}; the scores are those of {followed}, which it follows")
         return
     print(f"{run.folder}: out-of-fold {run.score.total:.4f}; look at {run.report}")
 
@@ -342,10 +347,13 @@ def weights_of_models(options: argparse.Namespace) -> tuple[Result, int]:
 
 
 def _model_of(name: str) -> str:
-    """Return the model of a run's folder, or the name as it is."""
+    """Return the model of a run's folder or of a preset, or the name as it is."""
+    from kaggle_kit.experiment import preset_models
     from kaggle_kit.runs import read_run
 
-    return read_run(Path(name)).config.model.name if (Path(name) / "run.json").is_file() else name
+    if (Path(name) / "run.json").is_file():
+        return read_run(Path(name)).config.model.name
+    return preset_models().get(name, name)
 
 
 def sweep_settings(options: argparse.Namespace) -> tuple[Result, int]:

@@ -104,7 +104,7 @@ def test_the_commands_go_the_whole_way(
         ),
         (
             ["train", "task=digits", "data=x", "out=y", "folds=z", "model=resnt50"],
-            "`model=resnt50` names no preset; did you mean 'resnet50'",
+            "`model=resnt50` names no preset; any timm model goes by `model.name=resnt50`; did you mean 'resnet50'",
         ),
         (
             ["train", "task=digits", "data=x", "out=y", "folds=z", "optim.lr=fast"],
@@ -186,7 +186,7 @@ def test_a_blend_below_its_best_run_says_so(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--epochs=3"], "settings are written KEY=VALUE, without dashes; see kaggle-kit"),
+        (["train", "--epochs=3"], "settings are written epochs=3, without dashes; see kaggle-kit"),
         (["predict"], "the following arguments are required: BUNDLE, DATA, --out; see kaggle-kit predict --help"),
     ],
 )

@@ -275,7 +275,8 @@ def test_the_command_line_goes_the_whole_way(
     assert main(["train", f"like={tmp_path / 'runs' / 'cv'}", f"out={out}", "loader.num_workers=0", "--json"]) == 0
     told = capsys.readouterr()
     assert (
-        "everything: not scored at epoch" in told.out and "trained on everything; the scores are those of" in told.out
+        "everything: not scored at epoch" in told.out
+        and "trained on everything to its end; the scores are those of cv" in told.out
     )
     assert "training on all 48 images for" in told.err
     assert list(json.loads(told.out.splitlines()[-1])["folds"]) == ["-1"]

@@ -178,21 +178,31 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_interrupted_before_the_first_epoch_ends_there_is_a_checkpoint_all_the_same(
-    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("sent", "kept"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_interrupted_before_the_first_epoch_ends_there_is_a_checkpoint_where_there_is_time(
+    toy: Toy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    sent: signal.Signals,
+    kept: bool,
 ) -> None:
     end_step = Course.end_step
 
     def interrupted(self: Course, loss: torch.Tensor, norm: torch.Tensor) -> None:
         end_step(self, loss, norm)
         if self.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), sent)
 
     monkeypatch.setattr(Course, "end_step", interrupted)
     with pytest.raises(KitError, match=r"interrupted in epoch 1 of 3"):
         train(toy, tmp_path / "run", only=0)
-    _, info = load_checkpoint(tmp_path / "run" / "fold0" / "best.safetensors")
-    assert info.epoch == 1 and info.score is not None
+    assert "stopping after this step; nothing is lost" in capsys.readouterr().err
+    assert (tmp_path / "run" / "fold0" / "state.pt").is_file()
+    assert (tmp_path / "run" / "fold0" / "best.safetensors").is_file() is kept
+    if kept:
+        _, info = load_checkpoint(tmp_path / "run" / "fold0" / "best.safetensors")
+        assert info.epoch == 1 and info.score is not None
 
 
 def test_a_time_limit_ends_every_fold_with_a_usable_checkpoint_and_can_be_extended(

@@ -138,7 +138,7 @@ def test_absent_weights_are_an_error_that_says_where_they_were_looked_for(hub: P
     with pytest.raises(
         CheckpointError,
         match=rf"not in the cache \({hub}, timm/test_resnet.r160_in1k\), and the hub cannot be reached: no such host; "
-        r"run `kaggle-kit weights test_resnet",
+        r"pack them by `kaggle-kit weights test_resnet",
     ):
         start(None)
 

@@ -28,6 +28,7 @@ __all__ = [
     "PackedSource",
     "Source",
     "check_ids",
+    "check_root",
     "fixed_shape",
     "image_folder",
     "listed_ids",
@@ -54,7 +55,7 @@ def open_source(task: Task, split: Split, root: Path, *, on_broken: OnBroken = "
         DataError: For missing files, missing columns or repeated ids.
     """
     images, stored = task.images, task.stored
-    _check_root(root)
+    check_root(root)
     pattern = images.train if split == "train" else images.test
     if images.format == "wide_parquet":
         return WideParquetSource(find_shards(root, pattern), images=images, stored=stored)
@@ -166,7 +167,12 @@ def _median_size(source: Source) -> tuple[int, int]:
     return max(8, round(height / 8) * 8), max(8, round(width / 8) * 8)
 
 
-def _check_root(root: Path) -> None:
+def check_root(root: Path) -> None:
+    """Refuse a data folder that is none.
+
+    Raises:
+        DataError: Naming it.
+    """
     check_local(root)
     if not root.is_dir():
         raise DataError(f"there is no data folder {str(root)!r}; give the folder with the competition's files")

@@ -166,12 +166,16 @@ def make_figure(result: SweepResult) -> Figure:
     _draw_history(left, result)
     names = list(result.importances)[::-1]
     right.barh(names, [result.importances[name] for name in names], color="tab:blue")
-    right.set_title("what made scores differ" if names else "what made scores differ: too few trials to tell")
+    right.set_title("what made scores differ" if names else "too few trials to tell what made scores differ")
     right.set_xlabel("share")
+    if not names:
+        right.set_axis_off()
     return figure
 
 
 def _draw_history(axes: Axes, result: SweepResult) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     scores: list[float] = []
     numbers: list[int] = []
     better = min if result.minimize else max
@@ -182,7 +186,9 @@ def _draw_history(axes: Axes, result: SweepResult) -> None:
     axes.step(numbers, scores, where="post", color="tab:orange", label="best so far")
     for state, marker in (("complete", "o"), ("pruned", "x")):
         points = [(t.number, t.score) for t in result.trials if t.state == state and t.score is not None]
-        axes.scatter([n for n, _ in points], [s for _, s in points], marker=marker, s=24, label=state)
+        if points:
+            axes.scatter([n for n, _ in points], [s for _, s in points], marker=marker, s=24, label=state)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial")
     axes.set_ylabel("score, lower is better" if result.minimize else "score")
     axes.set_title(f"{result.study}: {len(numbers)} complete trials")

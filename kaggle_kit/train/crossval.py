@@ -22,7 +22,7 @@ from kaggle_kit.progress import say
 from kaggle_kit.runs import FoldSummary, Run, fold_folder, read_run, write_run
 from kaggle_kit.scores import DRAWS, score_split
 from kaggle_kit.settings import plain
-from kaggle_kit.sources import resolve_stored
+from kaggle_kit.sources import check_root, resolve_stored
 from kaggle_kit.task import Task, task_to_plain
 from kaggle_kit.train.augment import make_augment
 from kaggle_kit.train.config import TrainConfig, Weights
@@ -141,6 +141,7 @@ def prepare(
     check_model(config.model, sizes={"schedule.small_size": config.schedule.small_size})
     check_optimizer(config.optim.name)
     check_loggers(config.log)
+    check_root(data)
     task = resolve_classes(resolve_stored(task, data), data)
     labels = read_labels(task, data)
     make_augment(config, task)

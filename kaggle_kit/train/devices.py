@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 from typing import Any
 
@@ -27,6 +28,7 @@ def make_fabric(config: TrainConfig) -> Any:
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its banner, once a rank
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", str(num_ranks)))
     precision = _best_precision() if config.device.precision == "auto" else config.device.precision

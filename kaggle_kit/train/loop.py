@@ -78,7 +78,7 @@ def train_fold(
         with Stopper(training.fabric, deadline=deadline) as stopper:
             stopped = _run_steps(training, stopper, last_epoch=last_epoch, on_epoch=on_epoch)
             if stopped == "interrupted":
-                raise Interrupted(_interrupted(training))
+                raise Interrupted(_interrupted(training, hurried=stopper.hurried))
             weights = training.finish(lambda step: _check_asked(training, stopper, step))
             if stopped:
                 training.remember_best()
@@ -133,18 +133,21 @@ def _run_steps(training: Training, stopper: Stopper, *, last_epoch: int | None, 
 def _check_asked(training: Training, stopper: Stopper, step: int) -> None:
     """End while the averages are finished, if Ctrl-C asks for it: the saved state is of the last step."""
     if stopper.reason(step, reserve_s=0.0) == "interrupted":
-        raise Interrupted(_interrupted(training))
+        raise Interrupted(_interrupted(training, hurried=stopper.hurried))
 
 
-def _interrupted(training: Training) -> str:
-    """Make sure that there is a usable checkpoint, and say where and how to go on."""
-    job, best = training.job, training.ensure_checkpoint()
-    kept = f"the best so far ({best.score.total:.4f})" if best else "the weights as they are"
+def _interrupted(training: Training, *, hurried: bool) -> str:
+    """Make sure that there is a usable checkpoint, where there is time, and say where it is and how to go on."""
+    job = training.job
     epoch = min(training.course.epoch + 1, job.config.epochs)
-    return (
-        f"interrupted in epoch {epoch} of {job.config.epochs} of {job.title}; the same command goes on from there. "
-        f"{kept[0].upper()}{kept[1:]}: {training.record.best_file}"
-    )
+    text = f"interrupted in epoch {epoch} of {job.config.epochs} of {job.title}; the same command goes on from there"
+    if hurried and training.record.best is None:
+        return text
+    if training.record.best is None:
+        say(f"{job.title}: keeping the weights as they are, so that there is a checkpoint")
+    best = training.ensure_checkpoint()
+    kept = f"The best so far ({best.score.total:.4f})" if best else "The weights as they are"
+    return f"{text}. {kept}: {training.record.best_file}"
 
 
 def _result(training: Training, weights: Weights, stopped: Reason, *, interrupted: bool) -> FoldResult:

@@ -77,6 +77,13 @@ def predict_together(fabric: Any, network: Network, source: Store, rows: Ints) -
     share = -(-len(rows) // fabric.world_size)
     places = np.arange(fabric.global_rank * share, (fabric.global_rank + 1) * share) % len(rows)
     own = predict_rows(network, source, rows[places])
-    gathered = {name: fabric.all_gather(torch.from_numpy(probs).to(fabric.device)) for name, probs in own.items()}
-    # (ranks, share, C): shares follow each other in the order of the rows; the last ones begin again from the first row
-    return {name: probs.flatten(0, 1)[: len(rows)].cpu().numpy() for name, probs in gathered.items()}
+    gathered = {name: _gathered(fabric, torch.from_numpy(probs)) for name, probs in own.items()}
+    # shares follow each other in the order of the rows; the last ones begin again from the first row
+    return {name: probs[: len(rows)] for name, probs in gathered.items()}
+
+
+def _gathered(fabric: Any, own: torch.Tensor) -> npt.NDArray[np.float32]:
+    """Return all ranks' (share, C) tensors one after the other, on every rank."""
+    parts = [torch.empty_like(own, device=fabric.device) for _ in range(fabric.world_size)]
+    torch.distributed.all_gather(parts, own.to(fabric.device))
+    return np.asarray(torch.cat(parts).cpu().numpy())

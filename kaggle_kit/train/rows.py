@@ -16,7 +16,7 @@ from kaggle_kit.folds import Folds, Ints, labels_hash, unseen_rows
 from kaggle_kit.labels import Labels, read_labels, resolve_classes
 from kaggle_kit.packing.competition import pack_train, tagged_of
 from kaggle_kit.progress import say
-from kaggle_kit.sources import PackedSource, resolve_stored
+from kaggle_kit.sources import PackedSource, check_root, resolve_stored
 from kaggle_kit.tables import rows_of
 from kaggle_kit.task import Task, read_task
 from kaggle_kit.train.data import Store
@@ -77,6 +77,7 @@ def labelled_images(
         KitError: When data and task do not fit together.
     """
     task = read_task(name_or_path)
+    check_root(data)
     task = resolve_classes(resolve_stored(task, data), data)
     labels = read_labels(task, data)
     source = pack_train(task, data, packed, beside=beside)

@@ -39,7 +39,10 @@ def claimed(out: Path, plan: dict[str, Any], *, overwrite: bool) -> Iterator[Non
     import filelock
 
     check_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"`out`: {out} cannot be made ({error.strerror or error}); choose another folder") from None
     lock = filelock.FileLock(out / LOCK, timeout=0)
     try:
         lock.acquire()

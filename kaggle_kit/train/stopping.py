@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 
 import torch
 
+from kaggle_kit.progress import say
+
 Reason = Literal["", "interrupted", "out of time"]
 _REASONS: tuple[Reason, ...] = ("", "out of time", "interrupted")  # the last one outweighs the others
 # Between processes a stop is agreed on every so many steps: asking costs a little.
@@ -30,6 +32,7 @@ class Stopper:
         self._fabric = fabric
         self._deadline = deadline
         self._interrupted = False
+        self._terminated = False
         self._pressed = 0.0
         self._earlier: dict[int, Any] = {}
 
@@ -62,8 +65,16 @@ class Stopper:
         worst = self._fabric.all_reduce(torch.tensor(float(own), device=self._fabric.device), reduce_op="max")
         return _REASONS[int(worst.item())]
 
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+    @property
+    def hurried(self) -> bool:
+        """Whether SIGTERM asked for the end: who sends it kills within seconds."""
+        return self._terminated
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._interrupted and now - self._pressed > SAME_PRESS_S:
             raise KeyboardInterrupt
+        if not self._interrupted:
+            say("stopping after this step; nothing is lost, and a second Ctrl-C ends at once")
         self._interrupted, self._pressed = True, now
+        self._terminated = self._terminated or number == signal.SIGTERM

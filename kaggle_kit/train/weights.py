@@ -214,8 +214,8 @@ def _fetch(needed: NeededWeights) -> Path:
     from huggingface_hub import constants, hf_hub_download
 
     repair = (
-        f"run `kaggle-kit weights {needed.model} --out FOLDER` where there is a network and set model.weights=FOLDER, "
-        "or set model.pretrained=false"
+        f"pack them by `kaggle-kit weights {needed.model} --out FOLDER` where there is a network, or by --from FILE "
+        "from a file you have, and train with model.weights=FOLDER; or train with model.pretrained=false"
     )
     if not needed.hub_id:
         raise CheckpointError(f"timm has pretrained weights of {needed.model!r} only as a pickle; choose another model")
