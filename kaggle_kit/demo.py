@@ -54,7 +54,7 @@ class DemoSettings:
 
     num_train: int | None = None
     num_test: int | None = None
-    epochs: int = 9
+    epochs: int = 12
     models: tuple[str, ...] = ("test_resnet", "test_efficientnet")
     input_size: tuple[int, int] = (48, 80)
 
