@@ -140,7 +140,7 @@ def describe_settings() -> str:
             *lines,
             "",
             f"# model presets: {', '.join(models)}",
-            "# model.name takes any timm model; the preset's settings:",
+            "# model.name takes any timm model, model.pool auto, avg, gem or concat; the settings of a preset:",
             *(f"#   model.{line}" for line in (folder / "model" / "resnet18.yaml").read_text().splitlines()),
             f"# experiments, as experiment=NAME: {', '.join(_names(folder / 'experiment'))}",
         ]
