@@ -26,7 +26,7 @@ from typing import Literal
 
 from kaggle_kit.entries import settings_of
 from kaggle_kit.errors import DataError, SettingError, some_of
-from kaggle_kit.experiment import Experiment, compose_experiment
+from kaggle_kit.experiment import Experiment, compose_experiment, train_folds
 from kaggle_kit.files import check_output_file, replacing
 from kaggle_kit.folds import Folds, make_folds
 from kaggle_kit.labels import read_labels
@@ -118,24 +118,8 @@ class Verdict:
         return self.outcome != "worse"
 
 
-def train_composed(experiment: Experiment) -> Run:
-    """Train an experiment, as `kaggle-kit train` does."""
-    from kaggle_kit.train.crossval import train_run
-
-    return train_run(
-        read_task(experiment.task),
-        experiment.train,
-        data=experiment.data,
-        folds=Folds.load(experiment.folds),
-        out=experiment.out,
-        packed=experiment.packed,
-        beside=experiment.folds.parent,
-        only=experiment.fold,
-    )
-
-
 def record_baseline(
-    file: Path, overrides: Sequence[str] = (), *, num_seeds: int = 5, train: Train = train_composed
+    file: Path, overrides: Sequence[str] = (), *, num_seeds: int = 5, train: Train = train_folds
 ) -> Baseline:
     """Train a recipe with several seeds and write what they give; an earlier file is replaced.
 
@@ -168,7 +152,7 @@ def record_baseline(
 
 
 def check_baseline(
-    file: Path, *, num_seeds: int = 3, false_alarm: float = FALSE_ALARM, train: Train = train_composed
+    file: Path, *, num_seeds: int = 3, false_alarm: float = FALSE_ALARM, train: Train = train_folds
 ) -> Verdict:
     """Train a recorded recipe again and say whether its score moved.
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kaggle_kit.errors import KitError, SettingError, did_you_mean
 from kaggle_kit.settings import build
 from kaggle_kit.train.augment import read_augment
 from kaggle_kit.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from kaggle_kit.runs import Run
 
 OWN_SETTINGS = ("task", "data", "folds", "out", "packed", "fold", "like", "overwrite")
 # What a training on everything may be told; all else it takes from the run that it follows.
@@ -89,6 +92,34 @@ def compose_experiment(overrides: Sequence[str], *, needs: Sequence[str] = OWN_S
         like=None if values["like"] is None else Path(str(values["like"])),
         overwrite=values["overwrite"],
         train=build(TrainConfig, training),
+    )
+
+
+def train_folds(experiment: Experiment, *, on_epoch: Callable[[int, int, float], None] | None = None) -> Run:
+    """Train the folds of an experiment.
+
+    Args:
+        experiment: As `compose_experiment` gave it; not one that follows another run.
+        on_epoch: Told (fold, epoch, score) after every epoch; what it raises ends the training.
+
+    Raises:
+        KitError: When task, data, folds and settings do not fit together, or training cannot go on.
+    """
+    from kaggle_kit.folds import Folds
+    from kaggle_kit.task import read_task
+    from kaggle_kit.train.crossval import train_run
+
+    return train_run(
+        read_task(experiment.task),
+        experiment.train,
+        data=experiment.data,
+        folds=Folds.load(experiment.folds),
+        out=experiment.out,
+        packed=experiment.packed,
+        beside=experiment.folds.parent,
+        only=experiment.fold,
+        overwrite=experiment.overwrite,
+        on_epoch=on_epoch,
     )
 
 

@@ -189,10 +189,8 @@ def train_models(options: argparse.Namespace) -> tuple[Result, int]:
 
 
 def _train(experiment: Experiment) -> Run:
-    from kaggle_kit.folds import Folds
+    from kaggle_kit.experiment import train_folds
     from kaggle_kit.runs import read_run
-    from kaggle_kit.task import read_task
-    from kaggle_kit.train.crossval import train_run
     from kaggle_kit.train.everything import train_everything
 
     if experiment.like is not None:
@@ -205,17 +203,7 @@ def _train(experiment: Experiment) -> Run:
             num_workers=experiment.train.loader.num_workers,
             overwrite=experiment.overwrite,
         )
-    return train_run(
-        read_task(experiment.task),
-        experiment.train,
-        data=experiment.data,
-        folds=Folds.load(experiment.folds),
-        out=experiment.out,
-        packed=experiment.packed,
-        beside=experiment.folds.parent,
-        only=experiment.fold,
-        overwrite=experiment.overwrite,
-    )
+    return train_folds(experiment)
 
 
 def _into(experiment: Experiment, name: str) -> Experiment:

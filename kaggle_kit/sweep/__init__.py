@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from kaggle_kit.entries import settings_of
 from kaggle_kit.errors import DataError, KitError, SettingError
-from kaggle_kit.experiment import Experiment
+from kaggle_kit.experiment import Experiment, train_folds
 from kaggle_kit.folds import Folds
 from kaggle_kit.metrics import LOWER_IS_BETTER
 from kaggle_kit.progress import say
@@ -55,20 +55,7 @@ WEIGHTS = (".safetensors", ".pt")
 
 def train_experiment(experiment: Experiment, on_epoch: OnEpoch) -> float:
     """Train an experiment and return its out-of-fold score; what `kaggle-kit train` would do."""
-    from kaggle_kit.train.crossval import train_run
-
-    run = train_run(
-        read_task(experiment.task),
-        experiment.train,
-        data=experiment.data,
-        folds=Folds.load(experiment.folds),
-        out=experiment.out,
-        packed=experiment.packed,
-        beside=experiment.folds.parent,
-        only=experiment.fold,
-        on_epoch=on_epoch,
-    )
-    return run.score.total
+    return train_folds(experiment, on_epoch=on_epoch).score.total
 
 
 def run_sweep(
