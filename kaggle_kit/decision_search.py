@@ -135,7 +135,7 @@ class _BiasSearch:
         hits = np.bincount(base[base == self.truth], minlength=size) - turned(rival, size, truth == rival)
         hits[:, label] += turned(0, 1, truth == label)[:, 0]
         squares = turned(0, 1, (label - truth) ** 2 - (rival - truth) ** 2)[:, 0] + ((base - self.truth) ** 2).sum()
-        return _metric_of_counts(self.metric, hits, self.true, said, squares)
+        return metric_of_counts(self.metric, hits, self.true, said, squares)
 
     def _rank(self, rows: Ints) -> None:
         """Find the best two classes of these rows again; of equal scores the lower class comes first."""
@@ -176,25 +176,27 @@ def _middle_of_best(values: Floats, edges: Floats, tries: Floats) -> int:
     return int(start + np.argmin(np.abs(tries[start:stop] - middle)))
 
 
-def _metric_of_counts(metric: Metric, hits: Floats, true: Ints, said: Floats, squares: Floats) -> Floats:
-    """Return a metric of `metrics.CLASS_METRICS` without a whole confusion matrix.
+def metric_of_counts(
+    metric: Metric, hits: npt.NDArray[Any], true: npt.NDArray[Any], said: npt.NDArray[Any], squares: npt.NDArray[Any]
+) -> Floats:
+    """Return (...) values of a metric of `metrics.CLASS_METRICS` without whole confusion matrices.
 
     Args:
         metric: Its name.
-        hits: (T, C) rows decided right, for each of T decisions.
-        true: (C,) rows of each class.
-        said: (T, C) rows decided for each class.
-        squares: (T,) sums of squared differences of class indices.
+        hits: (..., C) rows decided right, for each of several decisions.
+        true: (..., C) rows of each class, or (C,) where they are the same for all.
+        said: (..., C) rows decided for each class.
+        squares: (...) sums of squared differences of class indices; only quadratic_kappa looks at them.
     """
-    rows = true.sum()
+    rows = true.sum(axis=-1)
     if metric in ("accuracy", "micro_f1"):
-        return np.asarray(hits.sum(axis=1) / rows)
+        return np.asarray(hits.sum(axis=-1) / rows)
     if metric == "quadratic_kappa":
-        steps = np.arange(len(true))
-        by_chance = said @ ((steps[:, None] - steps) ** 2 @ true) / rows
+        steps = np.arange(true.shape[-1])
+        by_chance = (said * (true @ (steps[:, None] - steps) ** 2)).sum(axis=-1) / rows
         return np.where(by_chance > 0, 1 - squares / np.where(by_chance > 0, by_chance, 1), 0.0)
     f1 = 2 * hits / np.maximum(true + said, 1)
     if metric == "weighted_f1":
-        return np.asarray(f1 @ true / rows)
+        return np.asarray((f1 * true).sum(axis=-1) / rows)
     values = hits / np.maximum(true, 1) if metric == "macro_recall" else f1
-    return np.asarray(values.sum(axis=1) / (true + said > 0).sum(axis=1))
+    return np.asarray(values.sum(axis=-1) / (true + said > 0).sum(axis=-1))

@@ -135,18 +135,17 @@ def have_curves(truth: Ints, num_classes: int) -> npt.NDArray[np.bool_]:
 
 
 def _auc(positive: npt.NDArray[np.bool_], scores: npt.NDArray[Any]) -> float:
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]  # from 1; ties share their mean
-    num = int(positive.sum())
-    return float((ranks[positive].sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
+    every, own = np.sort(scores), np.sort(scores[positive])  # sorting values is many times faster than ranking rows
+    num = len(own)
+    ranks = (np.searchsorted(every, own, "left") + np.searchsorted(every, own, "right") + 1) / 2  # from 1, ties' mean
+    return float((ranks.sum() - num * (num + 1) / 2) / (num * (len(scores) - num)))
 
 
 def _precision(positive: npt.NDArray[np.bool_], scores: npt.NDArray[Any]) -> float:
-    order = np.argsort(-scores, kind="stable")
-    last_of_ties = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    hits = np.cumsum(positive[order])[last_of_ties]
-    gained = np.diff(hits, prepend=0) / hits[-1]
-    return float((gained * hits / (last_of_ties + 1)).sum())
+    every, own = np.sort(scores), np.sort(scores[positive])
+    hits = len(own) - np.searchsorted(own, own, "left")  # how many positives have no less, of each positive
+    said = len(every) - np.searchsorted(every, own, "left")
+    return float((hits / said).mean())
 
 
 def _counts(matrix: Matrix) -> tuple[Matrix, Matrix, Matrix]:

@@ -7,7 +7,7 @@ import pytest
 from test_prior_shift import calibrated
 
 from kaggle_kit.decision import HeadRule, log_probs
-from kaggle_kit.decision_search import MOST_POWER, _BiasSearch, _metric_of_counts, bias_fitter, power_fitter
+from kaggle_kit.decision_search import MOST_POWER, _BiasSearch, bias_fitter, metric_of_counts, power_fitter
 from kaggle_kit.metrics import CLASS_METRICS, confusion_matrix
 from kaggle_kit.scores import metric_value
 from kaggle_kit.task import Metric
@@ -32,7 +32,7 @@ def test_metrics_from_counts_are_those_from_confusion_matrices(metric: Metric) -
         hits = np.stack([np.bincount(one[one == truth], minlength=6) for one in said]).astype(float)
         counts = np.stack([np.bincount(one, minlength=6) for one in said]).astype(float)
         squares = ((said - truth) ** 2).sum(axis=1).astype(float)
-        found = _metric_of_counts(metric, hits, np.bincount(truth, minlength=6), counts, squares)
+        found = metric_of_counts(metric, hits, np.bincount(truth, minlength=6), counts, squares)
         expected = [CLASS_METRICS[metric](confusion_matrix(truth, one, 6)) for one in said]
         assert found == pytest.approx(np.array(expected), abs=1e-12)
 
