@@ -35,10 +35,7 @@ class Predictions:
     multilabel: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(np.unique(self.ids)) != len(self.ids):
-            raise PredictionError(
-                f"{len(self.ids) - len(np.unique(self.ids)):,} id(s) occur more than once; join by id"
-            )
+        _check_ids(self.ids)
         unknown = [head for head in self.multilabel if head not in self.probs]
         if unknown:
             raise PredictionError(f"multi-label head {unknown[0]!r} has no probs, only {some_of(self.probs)}; add them")
@@ -49,11 +46,13 @@ class Predictions:
         return len(self.ids)
 
     def align(self, ids: Text) -> Predictions:
-        """Return the predictions of these ids, in this order.
+        """Return the predictions of these ids, in this order: itself where they are in this order already.
 
         Raises:
             PredictionError: When an id has no prediction.
         """
+        if np.array_equal(ids, self.ids):
+            return self
         rows = rows_of(ids, self.ids)
         if (rows < 0).any():
             missing = ids[rows < 0]
@@ -120,34 +119,68 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
                 f"parts have different multi-label heads: {list(multilabel)} and {list(part.multilabel)}; predict the "
                 "same heads"
             )
+    for head in heads:
+        sizes = {part.probs[head].shape[1] for part in parts}
+        if len(sizes) > 1:
+            raise PredictionError(f"head {head!r}: parts have {sorted(sizes)} classes; predict the same classes")
     probs = {head: np.concatenate([part.probs[head] for part in parts]) for head in heads}
     return Predictions(ids=np.concatenate([part.ids for part in parts]), probs=probs, multilabel=multilabel)
 
 
+def _check_ids(ids: Text) -> None:
+    if ids.ndim != 1 or ids.dtype.kind != "U":
+        raise PredictionError(f"ids are {ids.dtype} {ids.shape}; expected (N,) text, such as from astype(np.str_)")
+    unique, counts = np.unique(ids, return_counts=True)
+    if len(unique) < len(ids):
+        repeated = unique[counts > 1]
+        raise PredictionError(
+            f"{len(repeated):,} id(s) occur more than once: {some_of(repeated)} ({counts[counts > 1][0]} times); keep "
+            "one row of each"
+        )
+
+
 def _check_probs(head: str, probs: npt.NDArray[np.float32], ids: Text, *, sums_to_1: bool) -> None:
-    if probs.ndim != 2 or len(probs) != len(ids):
+    if probs.ndim != 2 or len(probs) != len(ids) or not probs.shape[1]:
         raise PredictionError(f"head {head!r}: probs have shape {probs.shape}; expected ({len(ids)}, classes)")
     if probs.dtype != np.float32:
-        raise PredictionError(f"head {head!r}: probs are {probs.dtype}; expected float32")
+        raise PredictionError(f"head {head!r}: probs are {probs.dtype}; expected float32, as of astype(np.float32)")
     if not sums_to_1:
         _check_each(head, probs, ids)
         return
     sums = probs.sum(axis=1, dtype=np.float64)
-    wrong = ~(np.abs(sums - 1) <= SUM_TOLERANCE) | (probs.min(axis=1, initial=0) < 0)
+    wrong = ~(np.abs(sums - 1) <= SUM_TOLERANCE) | ~(probs.min(axis=1) >= 0)
     if wrong.any():
         row = int(np.argmax(wrong))
         raise PredictionError(
-            f"head {head!r}: probs of {str(ids[row])!r} sum to {sums[row]:.4f} (lowest {probs[row].min():.4f}), "
-            f"not 1; pass softmax outputs, not logits ({int(wrong.sum()):,} row(s) in all)"
+            f"head {head!r}: probs of {str(ids[row])!r} {_what_is_wrong(probs[row])} ({int(wrong.sum()):,} of "
+            f"{len(ids):,} row(s))"
         )
+
+
+def _what_is_wrong(row: npt.NDArray[np.float32]) -> str:
+    """Return what is wrong with (C,) values that are no probabilities, and what to do."""
+    low, high, total = row.min(), row.max(), row.sum(dtype=np.float64)
+    if not np.isfinite(row).all():
+        place = int(np.argmin(np.isfinite(row)))
+        value = "NaN" if np.isnan(row[place]) else str(row[place])
+        return f"hold {value} (class {place}), not a probability; leave these predictions out, or make them again"
+    if low < 0 or high > 1 + SUM_TOLERANCE:
+        return (
+            f"are outside [0, 1] (lowest {low:.4f}, highest {high:.4f}, sum {total:.4f}) and look like logits; pass "
+            "softmax outputs, not logits"
+        )
+    return f"sum to {total:.4f}, not 1 (lowest {low:.4f}, highest {high:.4f}); pass softmax outputs of all classes"
 
 
 def _check_each(head: str, probs: npt.NDArray[np.float32], ids: Text) -> None:
     wrong = ~((probs >= 0) & (probs <= 1)).all(axis=1)
     if wrong.any():
         row = int(np.argmax(wrong))
+        lacking = np.flatnonzero(np.isnan(probs[row]))
+        span = (
+            f"class {lacking[0]} is NaN" if len(lacking) else f"from {probs[row].min():.4f} to {probs[row].max():.4f}"
+        )
         raise PredictionError(
-            f"multi-label head {head!r}: probs of {str(ids[row])!r} are NaN or outside [0, 1] (from "
-            f"{probs[row].min():.4f} to {probs[row].max():.4f}); pass sigmoid outputs, not logits "
-            f"({int(wrong.sum()):,} row(s) in all)"
+            f"multi-label head {head!r}: probs of {str(ids[row])!r} are NaN or outside [0, 1] ({span}); pass sigmoid "
+            f"outputs, not logits ({int(wrong.sum()):,} of {len(ids):,} row(s))"
         )
