@@ -82,7 +82,7 @@ class Tested:
     @property
     def blend(self) -> Probs:
         """Their mean."""
-        return mean_probs(self.models, [1.0] * len(self.models))
+        return mean_probs(self.models)
 
 
 def train_and_test(

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import kaggle_kit
 from kaggle_kit import commands
+from kaggle_kit.blend_command import add_blend_parser
 from kaggle_kit.errors import KitError
 from kaggle_kit.machine import is_first_process
 from kaggle_kit.runs_command import add_runs_parser, with_listing
@@ -100,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_samples,
         _add_data,
         add_train_parsers,
-        _add_blending,
+        add_blend_parser,
         add_runs_parser,
         _add_export,
         _add_kernel,
@@ -223,31 +224,6 @@ def _add_data(add: Adder) -> None:
     pack.add_argument("--workers", type=int, metavar="N", help="processes (default: by source and cores)")
 
 
-def _add_blending(add: Adder) -> None:
-    blend = add(
-        "blend", commands.blend, "combine runs into one prediction", "kaggle-kit blend runs/a runs/b --out blend.json"
-    )
-    blend.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folders; fold models share their run's weight"
-    )
-    blend.add_argument("--out", type=Path, required=True, metavar="FILE", help="the blend, JSON")
-    blend.add_argument(
-        "--decision",
-        choices=("auto", "argmax"),
-        default="auto",
-        help="auto: rules that suit the metric better than the highest probability, where they gain out of fold beyond "
-        "luck; argmax: none (default: %(default)s)",
-    )
-    blend.add_argument(
-        "--prior-shift",
-        choices=("auto", "always"),
-        nargs="?",
-        const="auto",
-        help="let the kernel estimate the test's class shares and correct for them (EM, Saerens 2002); shows what that "
-        "does to out-of-fold images of several class shares, and leaves it out where it helps nowhere, unless `always`",
-    )
-
-
 def _add_export(add: Adder) -> None:
     export = add(
         "export",
@@ -281,6 +257,13 @@ def _add_kernel(add: Adder) -> None:
     predict.add_argument("bundle", type=Path, metavar="BUNDLE", help="made by `kaggle-kit bundle`")
     predict.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
     predict.add_argument("--out", type=Path, required=True, metavar="FILE", help="the submission, CSV")
+    predict.add_argument(
+        "--runs",
+        type=int,
+        metavar="N",
+        help="only the first N runs of the blend's running order, with the mix and the decision rules that were fitted "
+        "for just these, as a kernel that is cut short would (default: all)",
+    )
     predict.add_argument(
         "--probs",
         type=Path,

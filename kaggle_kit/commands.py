@@ -233,61 +233,6 @@ def _shares(values: Iterable[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
 
 
-def blend(options: argparse.Namespace) -> tuple[Result, int]:
-    """Combine runs, and fit the rules that decide."""
-    from kaggle_kit.blending import fit_blend, foresee_prior_shift
-    from kaggle_kit.decision_fitting import format_decision
-    from kaggle_kit.ensemble import save_blend
-    from kaggle_kit.files import check_output_file
-    from kaggle_kit.metrics import gain
-    from kaggle_kit.runs import read_run
-    from kaggle_kit.scores import format_scores
-    from kaggle_kit.shift_effect import correction_helps, format_prior_shift
-
-    check_output_file(options.out, ".json")
-    runs = [read_run(folder) for folder in options.runs]
-    followed = {str(run.folder.resolve()): run.name for run in runs}
-    for run in runs:
-        if run.like in followed:
-            print(
-                f"WARNING {run.name} was trained on everything like {followed[run.like]}, whose predictions stand for "
-                "it: together they count twice; blend one of them"
-            )
-    found = fit_blend(runs, fit_rules=options.decision == "auto", prior_shift=options.prior_shift is not None)
-    chosen = found.blend
-    metric, total = runs[0].task.metric, found.scores.all.total
-    for run in runs:
-        print(f"{run.name}: out-of-fold {run.score}, weight {found.blend.weights[run.name]:.3f}")
-    print("\n".join(format_scores({"blend": found.scores})))
-    for run in runs:
-        if gain(metric, run.score.total, total) > 0 and len(runs) > 1:
-            alone = f"{run.name} alone ({run.score.total:.4f})"
-            print(f"WARNING by the highest probability the blend scores below {alone}; try it without the weakest run")
-    if found.fitted:
-        print("\n".join(format_decision(found.fitted)))
-    effects = foresee_prior_shift(runs, found) if options.prior_shift else []
-    if effects:
-        print("\n".join(format_prior_shift(metric, effects)))
-        if options.prior_shift == "auto" and not correction_helps(effects):
-            chosen = dataclasses.replace(chosen, prior_shift=False)
-            print(f"{options.out} does not correct for class shares; --prior-shift always would")
-    save_blend(chosen, options.out)
-    assert chosen.score is not None
-    shift = (
-        "; the kernel corrects for the test's class shares, which this score is without" if chosen.prior_shift else ""
-    )
-    print(f"{options.out}: mean of {len(runs)} run(s), out-of-fold {chosen.score.total:.4f}{shift}")
-    return {
-        "out": options.out,
-        "weights": chosen.weights,
-        "score": chosen.score,
-        "scores": found.scores,
-        "candidates": found.fitted.candidates if found.fitted else (),
-        "prior_shift": chosen.prior_shift,
-        "prior_shift_effects": effects,
-    }, DONE
-
-
 def export(options: argparse.Namespace) -> tuple[Result, int]:
     """Export runs to .onnx files."""
     from kaggle_kit.export.bundle import export_runs
@@ -303,7 +248,7 @@ def _print_members(members: Iterable[Member]) -> None:
         parity = member.parity
         print(
             f"{member.file}: {parity.decisions_changed} decisions differ from torch on {parity.rows:,} images, "
-            f"probabilities by at most {parity.max_abs_diff:.1e}; weight {member.weight:.3f}"
+            f"probabilities by at most {parity.max_abs_diff:.1e}"
         )
 
 
@@ -317,10 +262,17 @@ def bundle(options: argparse.Namespace) -> tuple[Result, int]:
     chosen = load_blend(options.blend) if options.blend else equal_blend([run.name for run in runs])
     written = write_bundle(runs, chosen, options.out)
     _print_members(written.members)
+    shares = written.blend.shares()
+    print("running order, and each run's share: " + ", ".join(f"{name} {shares[name]:.3f}" for name in shares))
     rules = "" if written.decision.is_plain else ", with fitted decision rules"
     shift = ", and corrects for the test's class shares, which that score is without" if written.prior_shift else ""
     print(f"{options.out}: {len(written.members)} member(s), out-of-fold {written.oof_score:.4f}{rules}{shift}")
-    return {"out": options.out, "members": written.members, "oof_score": written.oof_score}, DONE
+    return {
+        "out": options.out,
+        "members": written.members,
+        "shares": shares,
+        "oof_score": written.oof_score,
+    }, DONE
 
 
 def predict(options: argparse.Namespace) -> tuple[Result, int]:
@@ -332,7 +284,11 @@ def predict(options: argparse.Namespace) -> tuple[Result, int]:
     if options.probs:
         check_output_file(options.probs, ".npz", outside=options.data)
     predicted = predict_submission(
-        options.bundle, options.data, options.out, prior_shift=True if options.prior_shift else None
+        options.bundle,
+        options.data,
+        options.out,
+        num_runs=options.runs,
+        prior_shift=True if options.prior_shift else None,
     )
     if options.probs:
         predicted.predictions.save(options.probs)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kaggle_kit.blending import FittedBlend, fit_blend
-from kaggle_kit.ensemble import Blend, mean_probs, save_blend
+from kaggle_kit.ensemble import Blend, blend_probs, mean_probs, save_blend
 from kaggle_kit.errors import DataError, RehearsalError
 from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import describe_duplicates, make_folds
@@ -147,7 +147,7 @@ def run_demo(out: Path, settings: DemoSettings | None = None) -> DemoResult:
         blend = found.blend
         save_blend(blend, out / "blend.json")
         rules = "the highest probability decides" if blend.decision.is_plain else "with fitted decision rules"
-        said.append(f"mean of {len(runs)} runs, out-of-fold {found.scores.all.total:.4f}; {rules}")
+        said.append(f"{_describe_mixes(blend)}, out-of-fold {found.scores.all.total:.4f}; {rules}")
     with stages.stage("bundle") as said:
         bundle = write_bundle(runs, blend, out / "bundle")
         said.append(f"{len(bundle.members)} members, {_size_mb(bundle.folder):.1f} MB")
@@ -207,16 +207,27 @@ def _oof_scores(task: Task, found: FittedBlend, run: Run) -> SplitScore:
     return score_split(task, found.truth, found.fitted.decided, unseen, draws=DRAWS, groups=groups)
 
 
+def _describe_mixes(blend: Blend) -> str:
+    """Return how each head's probabilities come about, and of which runs."""
+    kinds = {head: mix.kind for head, mix in blend.whole.heads.items()}
+    alike = len(set(kinds.values())) < 2
+    how = next(iter(kinds.values()), "arithmetic") if alike else ", ".join(f"{h} {k}" for h, k in kinds.items())
+    return f"{how} blend of {', '.join(f'{name} {share:.2f}' for name, share in blend.shares().items())}"
+
+
 def _compare_with_torch(task: Task, runs: list[Run], blend: Blend, hidden: Path, submission: Path) -> tuple[int, int]:
     """Return how many decisions of the submission torch makes otherwise, and how many there are."""
     source = open_source(task, "test", hidden)
-    networks = [(run, load_checkpoint(run.checkpoint(fold))[0]) for run in runs for fold in run.folds]
-    weights = [blend.weights[run.name] / len(run.folds) for run, _ in networks]
     images = np.concatenate([chunk.images for chunk in source.chunks()])
     batches = np.array_split(images, max(1, len(images) // EVAL_BATCH))
-    probs = mean_probs([predict_batches(network, batches) for _, network in networks], weights)
-    ids, decided = read_submission(task, submission)
+    by_name = {run.name: run for run in runs}
+    parts = []
+    for run in (by_name[name] for name in blend.runs):
+        networks = [load_checkpoint(run.checkpoint(fold))[0] for fold in run.folds]
+        parts.append(mean_probs([predict_batches(network, batches) for network in networks]))
     multilabel = task.multilabel_heads
+    probs = blend_probs(blend, parts, multilabel=multilabel)
+    ids, decided = read_submission(task, submission)
     predicted = Predictions(ids=source.ids, probs=probs, multilabel=multilabel).align(ids)
     expected = blend.decision.decide(predicted.probs, multilabel=multilabel)
     return sum(int((decided[head] != expected[head]).sum()) for head in task.heads), len(ids) * len(task.heads)

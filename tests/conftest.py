@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,8 +16,16 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from kaggle_kit.decision import Decision, HeadRule
+from kaggle_kit.ensemble import Blend, Prefix
+from kaggle_kit.mixes import Mix, MixKind, Stack, Table, quantiles
 from kaggle_kit.tables import write_rows
 from kaggle_kit.task import Task, task_from_plain
+
+if TYPE_CHECKING:
+    from kaggle_kit.folds import Folds
+    from kaggle_kit.predictions import Predictions
+    from kaggle_kit.runs import Run
 
 # Before torch is imported: the networks here are too small for two threads, which wait for each other where tests, or
 # anything else, run at once.
@@ -177,3 +189,119 @@ def bundle_folder(trained: tuple[Toy, list], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     write_bundle(runs, equal_blend([run.name for run in runs]), folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Toy, list, Path]:
+    """A toy with three kinds of heads, a run on everything, two on different folds, and their bundle; read-only."""
+    from test_export_heads import ROOT, relabel
+    from test_multilabel import TAGS
+
+    from kaggle_kit.ensemble import equal_blend
+    from kaggle_kit.export.bundle import write_bundle
+    from kaggle_kit.folds import make_folds
+    from kaggle_kit.labels import read_labels
+
+    folder = tmp_path_factory.mktemp("mixed")
+    heads = {"tags": TAGS, "root": ROOT, "vowel": {"classes": 2}}
+    toy = relabel(make_wide(folder / "toy"), heads=heads, auxiliary={})
+    labels = read_labels(toy.task, toy.data)
+    folds = [make_folds(labels, "stratified", num_folds=2, seed=seed) for seed in (0, 1)]
+    first, second = (random_run(toy, folder / name, folds[i], seed=i) for i, name in enumerate(("first", "second")))
+    runs = [random_run(toy, folder / "all", folds[0], seed=2, like=first), first, second]
+    write_bundle(runs, equal_blend([run.name for run in runs]), folder / "bundle")
+    return toy, runs, folder / "bundle"
+
+
+def with_blend(bundle: Path, folder: Path, blend: Blend) -> Path:
+    """Return a copy of a bundle that has another blend of the same runs."""
+    from kaggle_kit.runtime.bundle import open_bundle, write_manifest
+
+    shutil.copytree(bundle, folder, copy_function=os.link)
+    write_manifest(dataclasses.replace(open_bundle(folder), blend=blend))
+    return folder
+
+
+def random_run(toy: Toy, folder: Path, folds: Folds, *, seed: int = 0, like: Run | None = None) -> Run:
+    """Write a run as training would, but for the training; with `like`, as one on everything that follows that run."""
+    import torch
+
+    from kaggle_kit.labels import read_labels
+    from kaggle_kit.packing.competition import pack_train
+    from kaggle_kit.predictions import Predictions, concatenate
+    from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, fold_folder, read_run, write_run
+    from kaggle_kit.scores import score_answers, score_split
+    from kaggle_kit.tables import rows_of
+    from kaggle_kit.train.checkpoint import CheckpointInfo, save_checkpoint
+    from kaggle_kit.train.config import ModelConfig, TrainConfig
+    from kaggle_kit.train.model import build_network
+    from kaggle_kit.train.predict import predict_rows
+
+    config = TrainConfig(model=ModelConfig(name="test_resnet", input_size=(32, 48)))
+    source = pack_train(toy.task, toy.data, beside=folder.parent)
+    folder.mkdir(parents=True)
+    folds.save(folder / "folds.parquet")
+    labels = read_labels(toy.task, toy.data)
+    parts, summaries = [], {}
+    for fold in [EVERYTHING] if like else range(folds.num_folds):
+        torch.manual_seed(10 * seed + max(fold, 0))
+        network = build_network(toy.task, config.model).eval()
+        for weights in network.heads.parameters():
+            weights.data *= 20  # so that it says something else of every image
+        score = None
+        if not like:
+            ids = folds.ids[folds.fold == fold]
+            probs = predict_rows(network, source, rows_of(ids, source.ids))
+            score = score_answers(toy.task, labels.align(ids).classes, probs)
+            parts.append(Predictions(ids=ids, probs=probs, multilabel=toy.task.multilabel_heads))
+        fold_folder(folder, fold).mkdir()
+        info = CheckpointInfo(task=toy.task, config=config, fold=fold, epoch=1, score=score)
+        save_checkpoint(fold_folder(folder, fold) / "best.safetensors", network, info)
+        summaries[fold] = FoldSummary(epoch=1, score=score, seconds=0.0)
+    oof = like.oof() if like else concatenate(parts)
+    oof.save(folder / "oof.npz")
+    truth, unseen = labels.align(oof.ids).classes, folds.unseen[folds.rows(oof.ids)]
+    run = Run(
+        folder=folder,
+        task=toy.task,
+        config=config,
+        data=toy.data,
+        packed=source.folder,
+        packed_key=source.key,
+        scores=score_split(toy.task, truth, oof.probs, unseen),
+        folds=summaries,
+        like=str(like.folder) if like else "",
+    )
+    write_run(run)
+    return read_run(folder)
+
+
+def random_blend(kind: MixKind, task: Task, oofs: Mapping[str, Predictions]) -> Blend:
+    """Make a blend of one kind that mixes and decides otherwise for every head, at every cut of the runs."""
+    rng = np.random.default_rng(0)
+    prefixes = []
+    for number in range(1, len(oofs) + 1):
+        mixes = {head: _random_mix(kind, number, task, head, rng) for head in task.heads}
+        rules = {head: _random_rule(task, head, rng) for head in task.heads}
+        prefixes.append(Prefix(heads=mixes, decision=Decision(heads=rules)))
+    ranks = {head: {name: Table.of(quantiles(oof.probs[head])) for name, oof in oofs.items()} for head in task.heads}
+    return Blend(runs=tuple(oofs), prefixes=tuple(prefixes), ranks=ranks if kind == "rank" else {})
+
+
+def _random_mix(kind: MixKind, num_runs: int, task: Task, head: str, rng: np.random.Generator) -> Mix:
+    temperatures = () if kind == "rank" else tuple(rng.uniform(0.3, 3, num_runs).tolist())
+    if kind != "stack":
+        weights = rng.dirichlet(np.ones(num_runs))
+        return Mix(kind=kind, weights=tuple(weights.tolist()), temperatures=temperatures, power=0.4)
+    read = num_runs * sum(one.num_classes for one in task.heads.values())
+    classes = task.heads[head].num_classes
+    coefficients, intercept = rng.normal(0, 0.5, (read, classes)), rng.normal(0, 0.5, classes)
+    stack = Stack(sources=tuple(task.heads), coefficients=Table.of(coefficients), intercept=Table.of(intercept))
+    return Mix(kind=kind, stack=stack, temperatures=temperatures)
+
+
+def _random_rule(task: Task, head: str, rng: np.random.Generator) -> HeadRule:
+    values = tuple(rng.uniform(0.2, 0.8, task.heads[head].num_classes).tolist())
+    if head in task.multilabel_heads:
+        return HeadRule(rule="thresholds", thresholds=values)
+    return HeadRule(rule="class_bias", log_bias=values)

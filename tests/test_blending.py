@@ -10,9 +10,10 @@ from conftest import Toy
 
 from kaggle_kit.blending import fit_blend, foresee_prior_shift
 from kaggle_kit.decision import Decision, HeadRule
-from kaggle_kit.ensemble import equal_blend, load_blend, save_blend
+from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, load_blend, save_blend
 from kaggle_kit.errors import BundleError, SettingError
 from kaggle_kit.export.bundle import write_bundle
+from kaggle_kit.predictions import Predictions
 from kaggle_kit.prior_shift import shift_predictions
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import open_bundle
@@ -29,11 +30,23 @@ def quiet(_line: str) -> None:
     pass
 
 
+def with_rules(blend: Blend) -> Blend:
+    """Return a blend whose every cut decides by the rules."""
+    return dataclasses.replace(
+        blend, prefixes=tuple(dataclasses.replace(prefix, decision=RULES) for prefix in blend.prefixes)
+    )
+
+
+def mean_oof(runs: list[Run]) -> Predictions:
+    """Return the out-of-fold predictions of the runs' equal mean."""
+    return blend_predictions(equal_blend([run.name for run in runs]), {run.name: run.oof() for run in runs})
+
+
 @pytest.fixture(scope="session")
 def ruled_bundle(trained: tuple[Toy, list[Run]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that decides by rules and corrects for class shares."""
     runs = trained[1]
-    blend = dataclasses.replace(equal_blend([run.name for run in runs]), decision=RULES, prior_shift=True)
+    blend = dataclasses.replace(with_rules(equal_blend([run.name for run in runs])), prior_shift=True)
     folder = tmp_path_factory.mktemp("ruled") / "bundle"
     write_bundle(runs, blend, folder)
     return folder
@@ -60,8 +73,8 @@ def test_a_blend_of_nothing_or_of_two_tasks_is_refused(trained: tuple[Toy, list[
 
 
 def test_rules_travel_with_the_blend(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
-    found = fit_blend(trained[1], prior_shift=True)
-    blend = dataclasses.replace(found.blend, decision=RULES)
+    blend = with_rules(fit_blend(trained[1], prior_shift=True).blend)
+    assert blend.prior_shift and all(prefix.decision == RULES for prefix in blend.prefixes)
     save_blend(blend, tmp_path / "blend.json")
     assert load_blend(tmp_path / "blend.json") == blend
 
@@ -78,15 +91,16 @@ def test_the_kernel_decides_by_the_bundle_s_rules(
     assert all((decided[head] == expected[head]).all() for head in expected)
     assert any("root: the highest log(probability) + bias decides" in line for line in lines)
     assert any("head 'root'" in line and "9" in line for line in lines), "too few images for class shares must be said"
-    oof = fit_blend(runs, fit_rules=False)
-    score = score_answers(toy.task, oof.truth, RULES.decide(oof.oof.probs))
+    oof = mean_oof(runs)
+    truth = runs[0].labels().align(oof.ids).classes
+    score = score_answers(toy.task, truth, RULES.decide(oof.probs))
     assert open_bundle(ruled_bundle).oof_score == pytest.approx(score.total)
 
 
 def test_class_shares_are_estimated_from_all_images_but_broken_ones(
     trained: tuple[Toy, list[Run]], ruled_bundle: Path
 ) -> None:
-    oof = fit_blend(trained[1], fit_rules=False).oof
+    oof = mean_oof(trained[1])
     broken = {str(oof.ids[0]): "cut short"}
     predictor = Predictor(ruled_bundle, say=quiet)
     skip = np.isin(oof.ids, list(broken))
@@ -101,18 +115,20 @@ def test_class_shares_are_estimated_from_all_images_but_broken_ones(
 def test_a_blend_of_runs_that_were_trained_again_is_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
     runs = trained[1]
     blend = fit_blend(runs).blend
-    stale = dataclasses.replace(blend, oof_hashes={**blend.oof_hashes, runs[1].name: "0" * 64})
-    with pytest.raises(BundleError, match=f"other out-of-fold predictions of run '{runs[1].name}'"):
+    last = blend.runs[-1]
+    stale = dataclasses.replace(blend, oof_hashes={**blend.oof_hashes, last: "0" * 64})
+    with pytest.raises(BundleError, match=f"other out-of-fold predictions of run '{last}'"):
         write_bundle(runs, stale, tmp_path / "bundle")
 
 
 def test_the_manifest_shows_the_rules(ruled_bundle: Path) -> None:
     text = (ruled_bundle / "manifest.json").read_text()
-    assert json.loads(text)["decision"]["heads"]["root"]["log_bias"] == [-2.0, 0.5, 1.5]
+    for prefix in json.loads(text)["blend"]["prefixes"]:
+        assert prefix["decision"]["heads"]["root"]["log_bias"] == [-2.0, 0.5, 1.5]
 
 
 def test_the_effect_of_correcting_class_shares_is_shown(trained: tuple[Toy, list[Run]]) -> None:
-    effects = foresee_prior_shift(trained[1], fit_blend(trained[1], fit_rules=False))
+    effects = foresee_prior_shift(fit_blend(trained[1], fit_rules=False))
     assert [effect.head for effect in effects] == ["root", "vowel", "total"]
     for effect in effects:
         assert [change.shares for change in effect.changes] == ["as in train", "balanced", "random"]

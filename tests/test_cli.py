@@ -75,7 +75,7 @@ def test_the_commands_go_the_whole_way(
     assert main(["runs", str(out), "--json"]) == 0
     assert last_json(capsys)["runs"][0]["name"] == "a"
     assert main(["blend", runs, "--out", str(out / "blend.json"), "--prior-shift", "--json"]) == 0
-    assert last_json(capsys)["weights"] == {"a": 1.0}
+    assert last_json(capsys)["shares"] == {"a": 1.0}
     assert main(["export", runs, "--out", str(out / "onnx"), "--json"]) == 0
     assert last_json(capsys)["members"][0]["file"] == "member_a_fold0.onnx"
     assert main(["bundle", runs, "--blend", str(out / "blend.json"), "--out", bundle, "--json"]) == 0

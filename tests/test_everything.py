@@ -253,14 +253,11 @@ def test_it_replaces_the_validated_run_in_blend_and_bundle(
     assert fitted.blend.decision == expected.blend.decision
     bundle = write_bundle([everything], fitted.blend, tmp_path / "fitted")
     (member,) = bundle.members
-    assert (member.file, member.fold, member.weight) == ("member_all_everything.onnx", EVERYTHING, 1.0)
+    assert (member.file, member.fold, bundle.blend.runs) == ("member_all_everything.onnx", EVERYTHING, ("all",))
     assert bundle.oof_score == pytest.approx(fitted.blend.score.total if fitted.blend.score else validated.score.total)
     both = write_bundle([validated, everything], equal_blend(["cv", "all"]), tmp_path / "both")
-    assert {(one.run, one.fold): one.weight for one in both.members} == {
-        ("cv", 0): 0.25,
-        ("cv", 1): 0.25,
-        ("all", EVERYTHING): 0.5,
-    }
+    assert [(one.run, one.fold) for one in both.members] == [("cv", 0), ("cv", 1), ("all", EVERYTHING)]
+    assert both.blend.shares() == {"cv": 0.5, "all": 0.5}
     for name in ("fitted", "both"):
         predicted = predict_submission(tmp_path / name, toy.hidden, tmp_path / f"{name}.csv", say=lambda _: None)
         assert len(predicted.predictions) == 9

@@ -5,22 +5,26 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import SIZE, Toy
+from conftest import SIZE, Toy, random_blend, with_blend
 
-from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
+from kaggle_kit.decision import Decision, HeadRule
+from kaggle_kit.ensemble import Prefix, blend_predictions, equal_blend
 from kaggle_kit.errors import BundleError, ExportError
 from kaggle_kit.export.bundle import _golden_ids, export_runs, write_bundle
 from kaggle_kit.export.onnx import IR_VERSION, OPSET, measure_parity
+from kaggle_kit.mixes import Mix, MixKind, Stack, Table
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run, read_run
 from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import _digest, load_golden, open_bundle, write_manifest
 from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.settings import plain
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import rows_of
 from kaggle_kit.train.checkpoint import load_checkpoint
@@ -28,7 +32,9 @@ from kaggle_kit.train.checkpoint import load_checkpoint
 
 def test_members_take_uint8_and_give_named_probabilities(bundle_folder: Path) -> None:
     bundle = open_bundle(bundle_folder)
-    assert [member.weight for member in bundle.members] == [0.25] * 4
+    assert [(one.run, one.fold) for one in bundle.members] == [
+        (name, fold) for name in ("test_resnet", "test_efficientnet") for fold in (0, 1)
+    ]
     for member in bundle.members:
         model = onnx.load(bundle_folder / member.file)
         assert model.ir_version <= IR_VERSION and model.opset_import[0].version == OPSET
@@ -76,7 +82,8 @@ def test_the_out_of_fold_score_of_the_blend_is_in_the_manifest(
 def test_golden_images_show_every_class(trained: tuple[Toy, list[Run]], bundle_folder: Path) -> None:
     golden = load_golden(bundle_folder)
     assert len(golden.encoded) == len(golden.images)
-    assert set(golden.probs) == {"root", "vowel"}
+    assert list(golden.probs) == ["test_resnet", "test_efficientnet"]
+    assert all(set(probs) == {"root", "vowel"} for probs in golden.probs.values())
     run = trained[1][0]
     store, labels = PackedSource(run.packed), run.labels()
     shown = labels.align(_golden_ids(labels, store))
@@ -123,7 +130,7 @@ def test_an_export_into_a_folder_of_other_things_is_refused(trained: tuple[Toy, 
 
 def test_a_blend_of_other_runs_is_refused(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="the blend counts run 'other', which was not given"):
-        write_bundle(trained[1], Blend(weights={"other": 1.0}), tmp_path / "bundle")
+        write_bundle(trained[1], equal_blend(["test_resnet", "other"]), tmp_path / "bundle")
 
 
 def test_images_missing_from_the_packed_store_are_named(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
@@ -151,6 +158,27 @@ def test_a_run_whose_images_were_packed_again_is_refused(trained: tuple[Toy, lis
         BundleError, match=r"was packed again from other data or at another size since run 'test_resnet'"
     ):
         write_bundle([run], equal_blend([run.name]), tmp_path / "bundle")
+
+
+BIASED = Decision(heads={"root": HeadRule(rule="class_bias", log_bias=(1.0, 2.0))})
+
+
+def last(**changes: Any) -> dict[str, Any]:
+    """Return changes to a blend of two runs: what both together become."""
+    return {"prefixes": (Prefix(), Prefix(**changes))}
+
+
+def stack_of(features: int, classes: int, *others: str) -> Mix:
+    values = np.zeros((features, classes))
+    stack = Stack(sources=("root", "vowel", *others), coefficients=Table.of(values), intercept=Table.of(values[0]))
+    return Mix(kind="stack", stack=stack)
+
+
+def ranked(*classes: int) -> dict[str, Any]:
+    """Return changes to a blend of two runs: quantiles of so many classes a run."""
+    names = ("test_resnet", "test_efficientnet")
+    tables = {name: Table.of(np.zeros((count, 101))) for name, count in zip(names, classes, strict=True)}
+    return last(heads={"root": Mix(kind="rank", weights=(0.5, 0.5))}) | {"ranks": {"root": tables}}
 
 
 def open_manifest(folder: Path) -> dict:
@@ -190,7 +218,8 @@ class TestOpening:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 3"),
+            ({"format": 3}, r"has bundle format 3; kaggle_kit .* reads 4"),
+            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 4"),
             ({"membres": []}, r"`membres` is not a setting; did you mean 'members'"),
             ({"members": []}, "lists no member"),
             ({"files": {"../x": "0"}}, r"files it may not: .*'../x'"),
@@ -218,16 +247,83 @@ class TestOpening:
         from kaggle_kit.runtime.bundle import file_sha256, save_golden
 
         golden = load_golden(folder)
-        probs = {head: 1 - values for head, values in golden.probs.items()}
-        save_golden(dataclasses.replace(golden, probs=probs), folder)
+        other = {head: 1 - values for head, values in golden.probs["test_efficientnet"].items()}
+        save_golden(dataclasses.replace(golden, probs=golden.probs | {"test_efficientnet": other}), folder)
         files = open_manifest(folder)["files"] | {"golden.npz": file_sha256(folder / "golden.npz")}
         sign(folder, {"files": files})
-        with pytest.raises(BundleError, match=r"golden images give probabilities .* away from home"):
+        wrong = r"golden images give run 'test_efficientnet' probabilities .* away from home"
+        with pytest.raises(BundleError, match=wrong):
             Predictor(folder, say=lambda _: None)
+        Predictor(folder, num_runs=1, say=lambda _: None)  # the run before it is as it was at home
         monkeypatch.setenv("KAGGLE_IS_COMPETITION_RERUN", "1")
         lines: list[str] = []
         Predictor(folder, say=lines.append)
         assert any(line.startswith("WARNING golden images give") for line in lines)
+
+    def test_golden_images_that_come_out_as_nan_are_refused(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = OnnxSession.run
+
+        def broken(session: OnnxSession, images: np.ndarray) -> dict[str, np.ndarray]:
+            return {head: np.where(probs > 0.4, np.nan, probs) for head, probs in run(session, images).items()}
+
+        monkeypatch.setattr(OnnxSession, "run", broken)
+        with pytest.raises(BundleError, match=r"golden images give run 'test_resnet' probabilities inf away from home"):
+            Predictor(folder, say=lambda _: None)
+
+    def test_a_blend_that_was_changed_is_refused(self, folder: Path) -> None:
+        values = open_manifest(folder)
+        for change in ({"prior_shift": True}, {"runs": values["blend"]["runs"][::-1]}):
+            changed = {**values, "blend": {**values["blend"], **change}}
+            (folder / "manifest.json").write_text(json.dumps(changed))
+            with pytest.raises(BundleError, match=r"manifest.json has changed since it was written"):
+                Predictor(folder, say=lambda _: None)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"runs": ("test_efficientnet", "test_resnet")}, r"runs \['test_resnet', .*running order is \['test_eff"),
+            (
+                {"runs": ("test_resnet",), "prefixes": (Prefix(),)},
+                r"running order is \['test_resnet'\]; make the bundle",
+            ),
+            ({"runs": ("test_resnet",)}, r"`prefixes` are 2; expected one for each of 1 runs"),
+            (
+                last(heads={"tone": Mix.equal(2)}),
+                r"first 2 run\(s\) does not fit: head 'tone' is none of \['root', 'vow",
+            ),
+            (last(decision=Decision.argmax(["tone"])), r"does not fit: head 'tone' is none of"),
+            (last(heads={"root": stack_of(9, 3, "tone")}), r"does not fit: head 'tone' is none of"),
+            (last(heads={"root": stack_of(9, 3)}), r"'root' has a stack of \(9, 3\) coefficients, expected \(10, 3\)"),
+            (last(heads={"root": stack_of(10, 2)}), r"a stack of \(10, 2\) coefficients, expected \(10, 3\)"),
+            (
+                last(heads={"root": Mix(kind="rank", weights=(0.5, 0.5))}),
+                "no quantiles of 3 classes for run 'test_resnet'",
+            ),
+            (ranked(3, 2), "head 'root' has no quantiles of 3 classes for run 'test_efficientnet'"),
+            (last(decision=BIASED), "head 'root' has a rule of 2 values, expected 3"),
+        ],
+    )
+    def test_blends_that_do_not_fit_members_and_task_are_refused_at_opening_and_writing(
+        self, trained: tuple[Toy, list[Run]], folder: Path, tmp_path: Path, change: dict[str, Any], message: str
+    ) -> None:
+        own = equal_blend(["test_resnet", "test_efficientnet"])
+        sign(folder, {"blend": {**plain(own), **plain(change)}})
+        with pytest.raises(BundleError, match=message):
+            open_bundle(folder)
+        if not {"runs"} & set(change):
+            with pytest.raises(BundleError, match=message):
+                write_bundle(trained[1], dataclasses.replace(own, **change), tmp_path / "other")
+
+    def test_blends_of_every_kind_open_as_they_were_written(
+        self, trained: tuple[Toy, list[Run]], folder: Path, tmp_path: Path
+    ) -> None:
+        toy, runs = trained
+        for kind in get_args(MixKind):
+            blend = random_blend(kind, toy.task, {run.name: run.oof() for run in runs})
+            bundle = open_bundle(with_blend(folder, tmp_path / kind, blend))
+            assert bundle.blend == blend and bundle.decision == blend.decision
 
     def test_a_member_that_is_no_onnx_is_named(self, folder: Path) -> None:
         path = folder / "member_test_resnet_fold1.onnx"

@@ -8,53 +8,54 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Toy
+from conftest import Toy, random_blend, random_run
 from test_multilabel import NAMES, TAGS, sets_of
 
 from kaggle_kit.blending import fit_blend
 from kaggle_kit.decision import Decision, HeadRule
-from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend
-from kaggle_kit.errors import BundleError, ExportError, SettingError
-from kaggle_kit.export.bundle import write_bundle
+from kaggle_kit.ensemble import Prefix, blend_predictions, equal_blend
+from kaggle_kit.errors import BundleError, ExportError, PredictionError, SettingError
+from kaggle_kit.export.bundle import _check_score, _Exported, _sampled_ids, _shared_oofs, write_bundle
 from kaggle_kit.export.onnx import ExportGraph, export_onnx, measure_parity
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import class_shares, read_labels, resolve_classes
-from kaggle_kit.packing.competition import pack_train
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, read_run, write_run
 from kaggle_kit.runtime.backends import OnnxSession
-from kaggle_kit.runtime.bundle import open_bundle
+from kaggle_kit.runtime.bundle import Member, Parity, open_bundle
 from kaggle_kit.runtime.predictor import Predictor, predict_submission
-from kaggle_kit.scores import score_split
 from kaggle_kit.sources import PackedSource, open_source
 from kaggle_kit.submission import read_submission
 from kaggle_kit.tables import read_columns, rows_of, write_rows
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
-from kaggle_kit.train.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
+from kaggle_kit.train.checkpoint import load_checkpoint, save_checkpoint
 from kaggle_kit.train.config import ModelConfig, TrainConfig
-from kaggle_kit.train.model import build_network
-from kaggle_kit.train.predict import predict_rows
 
 CONFIG = TrainConfig(model=ModelConfig(name="test_resnet", input_size=(32, 48)))
 ROOT = {"classes": 3, "kind": "ordinal"}
 
 
 def relabel(toy: Toy, **changes: object) -> Toy:
-    """Give the toy a multi-label and an ordinal head, and an auxiliary one."""
+    """Give the toy a multi-label and an ordinal head, or others with their labels, and an auxiliary one."""
+    heads = {"heads": {"tags": TAGS, "root": ROOT}, **changes}["heads"]
     for folder in (toy.data, toy.hidden):
-        rows = [[f"Test_{i}", "", 0] for i in range(2 if folder == toy.data else 9)]
-        write_rows(folder / "sample_submission.csv", ["image_id", "tags", "root"], rows)
+        rows = [
+            [f"Test_{i}", *(["" if head == "tags" else 0 for head in heads])]
+            for i in range(2 if folder == toy.data else 9)
+        ]
+        write_rows(folder / "sample_submission.csv", ["image_id", *heads], rows)
     table = read_columns(toy.data / "train.csv")
     sets = sets_of(table["root"].astype(int), table["vowel"].astype(int))
     columns = {
         "image_id": table["image_id"],
         "tags": np.array([" ".join(np.array(NAMES)[row > 0].tolist()) for row in sets]),
         "root": table["root"],
+        "vowel": table["vowel"],
         "whole": np.char.add(table["root"], table["vowel"]),
     }
     write_rows(toy.data / "train.csv", list(columns), zip(*[c.tolist() for c in columns.values()], strict=True))
     values = task_to_plain(toy.task) | {
-        "heads": {"tags": TAGS, "root": ROOT},
+        "heads": heads,
         "auxiliary": {"whole": {"classes": "from_labels", "weight": 0.5}},
         "metric": "macro_f1",
         "groups": None,
@@ -65,37 +66,8 @@ def relabel(toy: Toy, **changes: object) -> Toy:
 
 def made_run(toy: Toy, folder: Path, *, seed: int = 0) -> Run:
     """Write a run of one held-out part as training would, but for the training."""
-    labels = read_labels(toy.task, toy.data)
-    folds = make_folds(labels, "holdout", valid_share=0.4)
-    source = pack_train(toy.task, toy.data, beside=folder.parent)
-    folder.mkdir(parents=True)
-    folds.save(folder / "folds.parquet")
-    torch.manual_seed(seed)
-    network = build_network(toy.task, CONFIG.model).eval()
-    ids = folds.ids[folds.fold == 0]
-    truth = labels.align(ids).classes
-    oof = Predictions(
-        ids=ids,
-        probs=predict_rows(network, source, rows_of(ids, source.ids)),
-        multilabel=toy.task.multilabel_heads,
-    )
-    oof.save(folder / "oof.npz")
-    scores = score_split(toy.task, truth, oof.probs, folds.unseen[folds.fold == 0])
-    (folder / "fold0").mkdir()
-    info = CheckpointInfo(task=toy.task, config=CONFIG, fold=0, epoch=1, score=scores.all)
-    save_checkpoint(folder / "fold0" / "best.safetensors", network, info)
-    run = Run(
-        folder=folder,
-        task=toy.task,
-        config=CONFIG,
-        data=toy.data,
-        packed=source.folder,
-        packed_key=source.key,
-        scores=scores,
-        folds={0: FoldSummary(epoch=1, score=scores.all, seconds=0.0)},
-    )
-    write_run(run)
-    return read_run(folder)
+    folds = make_folds(read_labels(toy.task, toy.data), "holdout", valid_share=0.4)
+    return random_run(toy, folder, folds, seed=seed)
 
 
 @pytest.fixture
@@ -107,10 +79,11 @@ def test_a_bundle_answers_as_its_networks_do_without_auxiliary_heads(toy: Toy, t
     alone = dataclasses.replace(toy, task=toy.task.without_auxiliary())
     runs = [made_run(toy, tmp_path / "a"), made_run(alone, tmp_path / "b", seed=1)]
     assert runs[0].task.auxiliary and set(runs[0].oof().probs) == {"tags", "root"}
-    fitted = fit_blend(runs)
+    fitted = fit_blend(runs, strategies=("mean",))
     rule = HeadRule(rule="thresholds", thresholds=(0.3, 0.45, 0.5, 1.002))
     decision = Decision(heads={**fitted.blend.decision.heads, "tags": rule})
-    blend = dataclasses.replace(fitted.blend, decision=decision, score=None)
+    prefix = Prefix(decision=decision)
+    blend = dataclasses.replace(fitted.blend, prefixes=(prefix,) * 2)
     bundle = write_bundle(runs, blend, tmp_path / "bundle")
     assert not bundle.task.auxiliary and bundle.task == toy.task.without_auxiliary()
     assert bundle.decision.heads["tags"] == rule
@@ -155,7 +128,7 @@ def test_a_broken_image_gets_the_shares_of_the_classes(toy: Toy, tmp_path: Path)
     with pytest.raises(SettingError, match="correcting for class shares is for images of one class, and head 'tags'"):
         Predictor(tmp_path / "bundle", prior_shift=True, say=lambda _: None)
     with pytest.raises(SettingError, match="blend without --prior-shift"):
-        write_bundle([run], Blend(weights={"a": 1.0}, prior_shift=True), tmp_path / "other")
+        write_bundle([run], dataclasses.replace(equal_blend(["a"]), prior_shift=True), tmp_path / "other")
     with pytest.raises(SettingError, match="leave --prior-shift out"):
         fit_blend([run], prior_shift=True)
 
@@ -217,3 +190,81 @@ def test_tasks_of_bundles_read_back(toy: Toy) -> None:
     task: Task = toy.task
     assert task_from_plain(task_to_plain(task)) == task
     assert task.multilabel_heads == ("tags",)
+
+
+def flipped(oof: Predictions) -> Predictions:
+    probs = {head: np.ascontiguousarray(values[:, ::-1]) for head, values in oof.probs.items()}
+    return dataclasses.replace(oof, probs=probs)
+
+
+def exported(run: Run, oof: Predictions) -> list[_Exported]:
+    """Return what the fold models of a run would say at export, if these were their answers."""
+    folds, members = run.fold_table(), []
+    for fold in run.folds:
+        parity = Parity(rows=0, max_abs_diff=0.0, decisions_changed=0)
+        member = Member(file="", run=run.name, fold=fold, score=None, config_hash="", parity=parity)
+        members.append(_Exported(member=member, oof=oof.align(folds.ids[folds.fold == max(fold, 0)])))
+    return members
+
+
+class TestScore:
+    """Of the runs `all`, on everything, and `first` and `second`, which hold out by different folds."""
+
+    def check(self, mixed: tuple[Toy, list[Run], Path], *flip: str, names: tuple[str, ...] = ()) -> None:
+        """Check the blend of some runs, where the members of others answer otherwise than their oof.npz."""
+        toy, runs, _ = mixed
+        chosen = [run for run in runs if run.name in (names or ("all", "first", "second"))]
+        oofs = {run.name: run.oof() for run in chosen}
+        blend = random_blend("geometric", toy.task, oofs)
+        said = [one for run in chosen for one in exported(run, flipped(run.oof()) if run.name in flip else run.oof())]
+        sampled = _sampled_ids(chosen, oofs, 10)
+        _check_score(
+            toy.task, blend, said, {name: oof.align(sampled) for name, oof in oofs.items()}, chosen[0].labels()
+        )
+
+    def test_only_runs_that_hold_images_out_can_differ(self, mixed: tuple[Toy, list[Run], Path]) -> None:
+        self.check(mixed)
+        self.check(mixed, "all")
+        self.check(mixed, "all", names=("all",))
+        with pytest.raises(BundleError, match=r"the exported blend decides \d+ of 60 out-of-fold answers otherwise"):
+            self.check(mixed, "second")
+        with pytest.raises(BundleError, match="oof.npz"):
+            self.check(mixed, "first", names=("all", "first"))
+
+    def test_the_same_images_are_sampled_for_every_run_by_the_folds_of_the_first(
+        self, mixed: tuple[Toy, list[Run], Path]
+    ) -> None:
+        _, runs, _ = mixed
+        oofs, folds = {run.name: run.oof() for run in runs}, runs[1].fold_table()
+        assert (runs[1].fold_table().fold != runs[2].fold_table().align(folds.ids).fold).any()
+        sampled = _sampled_ids(runs, oofs, 7)
+        assert np.bincount(folds.fold[folds.rows(sampled)]).tolist() == [7, 7] and len(set(sampled)) == 14
+        assert len(_sampled_ids(runs, oofs, 500)) == 48
+
+    def test_a_fitted_blend_takes_the_images_that_all_runs_predict(
+        self, mixed: tuple[Toy, list[Run], Path], tmp_path: Path
+    ) -> None:
+        _, runs, _ = mixed
+        fewer = read_run(shutil.copytree(runs[2].folder, tmp_path / "second"))
+        part = fewer.oof().ids[5:]
+        fewer.oof().align(part).save(fewer.oof_file)
+        chosen, blend = [runs[1], fewer], equal_blend(["first", "second"])
+        fitted = dataclasses.replace(blend, oof_hashes={"first": "", "second": ""})
+        shared = _shared_oofs(chosen, fitted)
+        assert [len(oof) for oof in shared.values()] == [43, 43]
+        assert set(_sampled_ids(chosen, shared, 500)) == set(part)
+        with pytest.raises(PredictionError, match="run 'second' predicts 43 images"):
+            write_bundle(chosen, blend, tmp_path / "bundle")
+        nothing = flipped(fewer.oof())
+        dataclasses.replace(nothing, ids=np.char.add("x", nothing.ids)).save(fewer.oof_file)
+        with pytest.raises(BundleError, match="share no validation images"):
+            _shared_oofs(chosen, fitted)
+
+    def test_members_are_compared_with_torch_on_images_of_their_own_fold(
+        self, mixed: tuple[Toy, list[Run], Path]
+    ) -> None:
+        bundle = open_bundle(mixed[2])
+        assert [(one.run, one.fold, one.parity.rows) for one in bundle.members] == [
+            ("all", EVERYTHING, 48),
+            *((name, fold, 24) for name in ("first", "second") for fold in (0, 1)),
+        ]

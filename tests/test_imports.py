@@ -5,18 +5,25 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
-from conftest import Toy
+from conftest import Toy, random_blend, with_blend
 
 import kaggle_kit
+from kaggle_kit.mixes import MixKind
+from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run
+from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.sources import open_source
 
 PACKAGE = Path(kaggle_kit.__file__).parent
 LAYERS = (
     (
         "__main__",
         "baseline",
+        "blend_command",
         "cli",
         "commands",
         "demo",
@@ -59,6 +66,7 @@ LAYERS = (
         "labels",
         "machine",
         "metrics",
+        "mixes",
         "multilabel",
         "pixels",
         "predictions",
@@ -162,14 +170,30 @@ def test_only_experiment_imports_hydra() -> None:
 def test_a_bundle_gives_a_submission_where_torch_and_its_like_are_blocked(
     trained: tuple[Toy, list[Run]], bundle_folder: Path, tmp_path: Path
 ) -> None:
+    toy, runs = trained
+    kinds = get_args(MixKind)
+    for kind in kinds:
+        blend = random_blend(kind, toy.task, {run.name: run.oof() for run in runs})
+        with_blend(bundle_folder, tmp_path / kind, blend)
     code = f"""
 import sys
 for name in {BLOCKED!r}:
     sys.modules[name] = None  # importing it now raises ImportError
 from pathlib import Path
 from kaggle_kit.runtime.predictor import predict_submission
-predict_submission(Path({str(bundle_folder)!r}), Path({str(trained[0].hidden)!r}), Path({str(tmp_path / "s.csv")!r}))
+hidden, folder = Path({str(toy.hidden)!r}), Path({str(tmp_path)!r})
+predict_submission(Path({str(bundle_folder)!r}), hidden, folder / "s.csv")
+for kind in {kinds!r}:
+    for number in (1, 2):
+        found = predict_submission(folder / kind, hidden, folder / f"{{kind}}_{{number}}.csv", num_runs=number)
+        found.predictions.save(folder / f"{{kind}}_{{number}}.npz")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len((tmp_path / "s.csv").read_text().splitlines()) == 1 + 18
+    for name in ("s", *(f"{kind}_{number}" for kind in kinds for number in (1, 2))):
+        assert len((tmp_path / f"{name}.csv").read_text().splitlines()) == 1 + 18
+    for kind in kinds:
+        here = Predictor(tmp_path / kind, say=lambda _: None).predict(open_source(toy.task, "test", toy.hidden))
+        there = Predictions.load(tmp_path / f"{kind}_2.npz").align(here.predictions.ids)
+        for head, probs in here.predictions.probs.items():
+            assert np.abs(probs - there.probs[head]).max() < 1e-6

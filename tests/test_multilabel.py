@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.decision_fitting import fit_decision, format_decision
-from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, load_blend, save_blend
+from kaggle_kit.ensemble import Blend, Prefix, blend_predictions, equal_blend, load_blend, save_blend
 from kaggle_kit.errors import DataError, PredictionError, SettingError
 from kaggle_kit.folds import Folds, Scheme, labels_hash, make_folds
 from kaggle_kit.folds.check import FoldFile, check_folds, check_made, label_deviation
@@ -402,7 +402,8 @@ class TestDecision:
 
     def test_thresholds_survive_a_blend_file(self, tmp_path: Path) -> None:
         rule = HeadRule(rule="thresholds", thresholds=(0.123456789012345, 1.002))
-        save_blend(Blend(weights={"a": 1.0}, decision=Decision(heads={"tags": rule})), tmp_path / "blend.json")
+        prefix = Prefix(decision=Decision(heads={"tags": rule}))
+        save_blend(Blend(runs=("a",), prefixes=(prefix,)), tmp_path / "blend.json")
         assert load_blend(tmp_path / "blend.json").decision.heads["tags"] == rule
         assert not Decision(heads={"tags": rule}).is_plain
         assert "from 0.12 (class 0) to 1.00 (class 1)" in Decision(heads={"tags": rule}).describe()

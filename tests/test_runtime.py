@@ -1,18 +1,29 @@
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
-from conftest import Toy, make_files, write_shard
+from conftest import Toy, make_files, random_blend, with_blend, write_shard
 
-from kaggle_kit.errors import DataError, KitError, SubmissionError
+from kaggle_kit.cli import main
+from kaggle_kit.ensemble import Blend, blend_predictions, blend_probs, equal_blend, mean_probs
+from kaggle_kit.errors import DataError, KitError, SettingError, SubmissionError
+from kaggle_kit.mixes import MixKind
+from kaggle_kit.predictions import Predictions
+from kaggle_kit.prior_shift import shift_predictions
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime import mounts
+from kaggle_kit.runtime import predictor as predictor_module
+from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import open_bundle
 from kaggle_kit.runtime.predictor import Predictor, predict_submission
-from kaggle_kit.sources import open_source
+from kaggle_kit.sources import Chunk, open_source
 from kaggle_kit.submission import expected_rows, read_submission, validate_submission
 
 
@@ -182,3 +193,181 @@ def test_a_system_without_memory_figures_changes_nothing(
     monkeypatch.setattr(Path, "read_text", without_peak)
     predict_submission(bundle_folder, test_data, tmp_path / "s.csv", say=quiet)
     assert (tmp_path / "s.csv").exists()
+
+
+Answers = dict[str, Predictions]
+
+
+@pytest.fixture(scope="module")
+def test_images(mixed: tuple[Toy, list[Run], Path]) -> tuple[np.ndarray, np.ndarray]:
+    """The ids and images of the hidden test."""
+    toy, _, _ = mixed
+    chunks = list(open_source(toy.task, "test", toy.hidden).chunks())
+    return np.concatenate([chunk.ids for chunk in chunks]), np.concatenate([chunk.images for chunk in chunks])
+
+
+@pytest.fixture(scope="module")
+def answers(mixed: tuple[Toy, list[Run], Path], test_images: tuple[np.ndarray, np.ndarray]) -> tuple[Answers, Answers]:
+    """What each run says of the hidden test by its exported members, rows in another order a run, and by torch."""
+    from kaggle_kit.train.checkpoint import load_checkpoint
+    from kaggle_kit.train.predict import predict_batches
+
+    _, runs, folder = mixed
+    ids, images = test_images
+    members, exported, torch = open_bundle(folder).members, {}, {}
+    for number, run in enumerate(runs):
+        files = [folder / member.file for member in members if member.run == run.name]
+        rows = np.roll(np.arange(len(ids)), number)
+        probs = mean_probs([OnnxSession(file).run(images[rows]) for file in files])
+        exported[run.name] = Predictions(ids=ids[rows], probs=probs, multilabel=("tags",))
+        networks = [load_checkpoint(run.checkpoint(fold))[0] for fold in run.folds]
+        probs = mean_probs([predict_batches(network, [images]) for network in networks])
+        torch[run.name] = Predictions(ids=ids, probs=probs, multilabel=("tags",))
+    return exported, torch
+
+
+def random_blend_of(mixed: tuple[Toy, list[Run], Path], kind: MixKind) -> Blend:
+    toy, runs, _ = mixed
+    return random_blend(kind, toy.task, {run.name: run.oof() for run in runs})
+
+
+def furthest(found: Predictions, expected: Predictions) -> float:
+    """Return the largest difference of a probability."""
+    probs = expected.align(found.ids).probs
+    return max(float(np.abs(probs[head] - found.probs[head]).max()) for head in probs)
+
+
+class TestMixes:
+    @pytest.mark.parametrize("kind", get_args(MixKind))
+    def test_every_cut_of_the_runs_is_mixed_and_decided_as_at_home(
+        self, mixed: tuple[Toy, list[Run], Path], answers: tuple[Answers, Answers], tmp_path: Path, kind: MixKind
+    ) -> None:
+        toy, runs, folder = mixed
+        blend, (exported, torch) = random_blend_of(mixed, kind), answers
+        bundle, before = with_blend(folder, tmp_path / "bundle", blend), None
+        for number in range(1, len(runs) + 1):
+            predictor = Predictor(bundle, num_runs=number, say=quiet)
+            predicted = predictor.predict(open_source(toy.task, "test", toy.hidden))
+            found, cut = predicted.predictions, blend.first(number)
+            assert furthest(found, blend_predictions(cut, exported)) < 1e-6
+            assert furthest(found, blend_predictions(cut, torch)) < 1e-4
+            expected = cut.decision.decide(
+                blend_predictions(cut, exported).align(found.ids).probs, multilabel=("tags",)
+            )
+            decided = predictor.decide(predicted)
+            assert all((decided[head] == expected[head]).all() for head in toy.task.heads)
+            assert before is None or furthest(found, before) > 1e-3, "each cut has a mix of its own"
+            before = found
+
+    def test_a_mean_with_weights_of_each_head_is_computed(
+        self, mixed: tuple[Toy, list[Run], Path], answers: tuple[Answers, Answers], tmp_path: Path
+    ) -> None:
+        toy, runs, folder = mixed
+        blend = random_blend_of(mixed, "arithmetic")
+        heads = {head: dataclasses.replace(mix, temperatures=()) for head, mix in blend.whole.heads.items()}
+        last = dataclasses.replace(blend.whole, heads=heads)
+        bundle = with_blend(
+            folder, tmp_path / "bundle", dataclasses.replace(blend, prefixes=(*blend.prefixes[:-1], last))
+        )
+        found = Predictor(bundle, say=quiet).predict(open_source(toy.task, "test", toy.hidden)).predictions
+        parts = [answers[0][run.name].align(found.ids).probs for run in runs]
+        for head, mix in heads.items():
+            mean = sum(weight * part[head] for weight, part in zip(mix.weights, parts, strict=True))
+            assert np.abs(mean - found.probs[head]).max() < 1e-6
+        assert len({mix.weights for mix in heads.values()}) == 3
+
+    def test_the_first_runs_alone_are_loaded_named_and_submitted(
+        self,
+        mixed: tuple[Toy, list[Run], Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        toy, runs, folder = mixed
+        blend = random_blend_of(mixed, "geometric")
+        scored = dataclasses.replace(blend.prefixes[1], score=dataclasses.replace(runs[0].score, total=0.12345))
+        blend = dataclasses.replace(blend, prefixes=(blend.prefixes[0], scored, blend.prefixes[2]))
+        bundle = with_blend(folder, tmp_path / "bundle", blend)
+        loaded: list[str] = []
+
+        def load(path: Path) -> OnnxSession:
+            loaded.append(path.name)
+            return OnnxSession(path)
+
+        monkeypatch.setattr(predictor_module, "OnnxSession", load)
+        out, probs = tmp_path / "s.csv", tmp_path / "probs.npz"
+        command = ["predict", str(bundle), str(toy.hidden), "--out", str(out), "--probs", str(probs), "--runs", "2"]
+        assert main(command) == 0
+        told = capsys.readouterr().out
+        assert "run(s) all, first, the first 2 of 3: 3 member(s), out-of-fold macro_f1 0.1235\n" in told
+        assert loaded == [f"member_{name}.onnx" for name in ("all_everything", "first_fold0", "first_fold1")]
+        ids, decided = read_submission(toy.task, out)
+        expected = scored.decision.decide(Predictions.load(probs).align(ids).probs, multilabel=("tags",))
+        assert all((decided[head] == expected[head]).all() for head in toy.task.heads)
+        assert main(["predict", str(bundle), str(toy.hidden), "--out", str(out), "--json"]) == 0
+        whole = capsys.readouterr().out
+        assert (
+            f"run(s) all, first, second: 5 member(s), out-of-fold macro_f1 {open_bundle(bundle).oof_score:.4f}" in whole
+        )
+        assert json.loads(whole.splitlines()[-1])["images"] == 9
+
+    @pytest.mark.parametrize("number", [0, 4])
+    def test_runs_that_the_blend_has_not_are_refused(
+        self, mixed: tuple[Toy, list[Run], Path], tmp_path: Path, number: int
+    ) -> None:
+        toy, _, folder = mixed
+        with pytest.raises(SettingError, match=f"the first {number} runs were asked for; the blend has 1 to 3"):
+            predict_submission(folder, toy.hidden, tmp_path / "s.csv", num_runs=number, say=quiet)
+
+    @pytest.mark.parametrize("kind", get_args(MixKind))
+    def test_a_broken_image_keeps_the_priors_whatever_the_mix(
+        self, mixed: tuple[Toy, list[Run], Path], tmp_path: Path, kind: MixKind
+    ) -> None:
+        toy, _, folder = mixed
+        predictor = Predictor(with_blend(folder, tmp_path / "bundle", random_blend_of(mixed, kind)), say=quiet)
+        source = open_source(toy.task, "test", toy.hidden)
+
+        class Damaged:
+            def chunks(self) -> Iterator[Chunk]:
+                for chunk in source.chunks():
+                    broken = {name: "cut short" for name in ("Test_1", "Test_8") if name in chunk.ids}
+                    yield dataclasses.replace(chunk, broken=broken)
+
+            def __len__(self) -> int:
+                return len(source)
+
+        predicted, whole = predictor.predict(Damaged()), predictor.predict(source)  # type: ignore[arg-type]
+        assert set(predicted.broken) == {"Test_1", "Test_8"}
+        for head, priors in predictor.bundle.priors.items():
+            probs = predicted.predictions.probs[head]
+            assert (probs[[1, 8]] == np.array(priors, np.float32)).all()
+            assert (np.delete(probs, [1, 8], axis=0) == np.delete(whole.predictions.probs[head], [1, 8], axis=0)).all()
+
+    @pytest.mark.parametrize("kind", ["geometric", "stack"])
+    def test_class_shares_are_corrected_after_the_mix_and_before_the_rules(
+        self, trained: tuple[Toy, list[Run]], bundle_folder: Path, tmp_path: Path, kind: MixKind
+    ) -> None:
+        toy, runs = trained
+        blend = random_blend(kind, toy.task, {run.name: run.oof() for run in runs})
+        bundle = with_blend(bundle_folder, tmp_path / "bundle", dataclasses.replace(blend, prior_shift=True))
+        for number in (1, 2):
+            predictor = Predictor(bundle, num_runs=number, say=quiet)
+            predicted = predictor.predict(open_source(toy.task, "train", toy.data))
+            images = np.concatenate([chunk.images for chunk in open_source(toy.task, "train", toy.data).chunks()])
+            mixed_probs = blend_probs(blend.first(number), list(predictor.run_each(images).values()))
+            priors = {head: np.array(shares) for head, shares in predictor.bundle.priors.items()}
+            shifted, _ = shift_predictions(mixed_probs, priors, skip=np.zeros(len(images), bool))
+            assert any(np.abs(shifted[head] - mixed_probs[head]).max() > 1e-3 for head in shifted)
+            expected, found = blend.first(number).decision.decide(shifted), predictor.correct(predicted)
+            assert all(np.abs(found[head] - shifted[head]).max() < 1e-4 for head in shifted)
+            assert all((predictor.decide(predicted)[head] == expected[head]).all() for head in expected)
+
+    def test_equal_runs_count_the_same_however_many_members_they_have(
+        self, mixed: tuple[Toy, list[Run], Path], test_images: tuple[np.ndarray, np.ndarray]
+    ) -> None:
+        _, runs, folder = mixed
+        predictor, images = Predictor(folder, say=quiet), test_images[1]
+        assert predictor.blend == equal_blend([run.name for run in runs])
+        parts = predictor.run_each(images)
+        for head, probs in predictor.run(images).items():
+            assert np.abs(np.mean([part[head] for part in parts.values()], axis=0) - probs).max() < 1e-6

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.ensemble import Blend, blend_predictions, equal_blend, mean_probs
+from kaggle_kit.ensemble import Blend, blend_predictions, mean_probs
 from kaggle_kit.errors import BundleError, DataError, ExportError
 from kaggle_kit.export.onnx import export_onnx, measure_parity
 from kaggle_kit.files import check_replaceable, replacing_folder
@@ -28,6 +27,7 @@ from kaggle_kit.runtime.bundle import (
     Golden,
     Member,
     bundle_files,
+    check_blend,
     file_sha256,
     open_bundle,
     save_golden,
@@ -49,7 +49,7 @@ CHANGED_SHARE = 0.005  # of decisions; GPUs round convolutions otherwise than th
 
 @dataclass(frozen=True, kw_only=True)
 class _Exported:
-    """A member and what it says of the sampled out-of-fold rows of its fold."""
+    """A member and what it says of out-of-fold rows of its fold, among them all that are sampled for every run."""
 
     member: Member
     oof: Predictions
@@ -59,10 +59,11 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
     """Export every fold model of the blend's runs into one bundle.
 
     Args:
-        runs: The blend's runs, trained folds and all.
-        blend: Their weights, and the rules by which their mean becomes classes.
+        runs: The blend's runs, trained folds and all; others are left out.
+        blend: The running order, and what becomes of the runs.
         out: The bundle's folder; a bundle that is there is replaced.
-        parity_rows: Out-of-fold rows on which each member is compared with torch.
+        parity_rows: Out-of-fold rows of each fold on which members are compared with torch, and the blend with the
+            runs' own predictions.
 
     Returns:
         The bundle, opened again from disk.
@@ -76,20 +77,22 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
     if blend.prior_shift:
         refuse_multilabel(task, "correcting for class shares", "blend without --prior-shift")
     chosen = _blended_runs(runs, blend)
-    oof = blend_predictions(blend, {run.name: run.oof() for run in chosen})
-    labels = runs[0].labels()
+    check_blend(blend, task, [run.name for run in chosen])
+    oofs, labels = _shared_oofs(chosen, blend), chosen[0].labels()
+    oof_score = _oof_score(task, blend, blend_predictions(blend, oofs), labels)
+    sampled = _sampled_ids(chosen, oofs, parity_rows)
+    oofs = {name: oof.align(sampled) for name, oof in oofs.items()}
     with replacing_folder(out, bundle_files(out), what="bundle", error=BundleError) as folder:
-        exported = _export_members(chosen, blend, folder, parity_rows)
-        _check_score(task, blend, exported, chosen, labels)
+        exported = _export_members(chosen, folder, sampled, parity_rows)
+        _check_score(task, blend, exported, oofs, labels)
         _write_golden(chosen[0], folder, exported, labels)
         bundle = Bundle(
             folder=folder,
             task=task,
             members=tuple(one.member for one in exported),
+            blend=blend,
             priors={name: tuple(class_shares(labels.classes[name], head)) for name, head in task.heads.items()},
-            oof_score=_oof_score(task, blend, oof, labels),
-            decision=blend.decision,
-            prior_shift=blend.prior_shift,
+            oof_score=oof_score,
             files={path.name: file_sha256(path) for path in sorted(folder.iterdir())},
         )
         write_manifest(bundle)
@@ -100,7 +103,7 @@ def export_runs(runs: Sequence[Run], out: Path, *, parity_rows: int = PARITY_ROW
     """Export every fold model of some runs to a folder of .onnx files, each compared with torch; no bundle yet.
 
     Args:
-        runs: Trained folds and all; every run counts the same.
+        runs: Trained folds and all.
         out: The folder; .onnx files of the same names are replaced.
         parity_rows: Out-of-fold rows on which each member is compared with torch.
 
@@ -110,8 +113,8 @@ def export_runs(runs: Sequence[Run], out: Path, *, parity_rows: int = PARITY_ROW
     own = [path.name for path in out.glob("member_*.onnx")]
     check_replaceable(out, own, what="export", error=ExportError)
     out.mkdir(parents=True, exist_ok=True)
-    blend = equal_blend([run.name for run in runs])
-    return [one.member for one in _export_members(runs, blend, out, parity_rows)]
+    sampled = np.zeros(0, np.str_)  # nothing is compared across runs, which may be of several tasks
+    return [one.member for one in _export_members(runs, out, sampled, parity_rows)]
 
 
 def _common_task(runs: Sequence[Run]) -> Task:
@@ -130,27 +133,49 @@ def _common_task(runs: Sequence[Run]) -> Task:
 def _blended_runs(runs: Sequence[Run], blend: Blend) -> list[Run]:
     """Return the blend's runs in its order, after checking that it was fitted on them as they are."""
     by_name = {run.name: run for run in runs}
-    absent = [name for name in blend.weights if name not in by_name]
+    absent = [name for name in blend.runs if name not in by_name]
     if absent:
-        raise BundleError(f"the blend counts run {absent[0]!r}, which was not given; give all of {list(blend.weights)}")
-    for name in blend.weights:
+        raise BundleError(f"the blend counts run {absent[0]!r}, which was not given; give all of {list(blend.runs)}")
+    for name in blend.runs:
         if name in blend.oof_hashes and file_sha256(by_name[name].oof_file) != blend.oof_hashes[name]:
             raise BundleError(
                 f"the blend was fitted on other out-of-fold predictions of run {name!r}: it was trained again since; "
                 "make the blend again with `kaggle-kit blend`"
             )
-    return [by_name[name] for name in blend.weights]
+    return [by_name[name] for name in blend.runs]
 
 
-def _export_members(runs: Sequence[Run], blend: Blend, folder: Path, parity_rows: int) -> list[_Exported]:
+def _shared_oofs(runs: Sequence[Run], blend: Blend) -> dict[str, Predictions]:
+    """Return the runs' out-of-fold predictions, of a fitted blend those of the images that it was fitted on."""
+    oofs = {run.name: run.oof() for run in runs}
+    if not blend.oof_hashes:
+        return oofs
+    shared = oofs[runs[0].name].ids
+    for oof in oofs.values():
+        shared = shared[np.isin(shared, oof.ids)]
+    if not len(shared):
+        raise BundleError("the runs' folds share no validation images; train them on the same fold file")
+    return {name: oof if len(oof) == len(shared) else oof.align(shared) for name, oof in oofs.items()}
+
+
+def _sampled_ids(runs: Sequence[Run], oofs: Mapping[str, Predictions], limit: int) -> Text:
+    """Return images that all runs predict, at most `limit` of each fold of the first run that holds images out."""
+    run = next((run for run in runs if EVERYTHING not in run.folds), runs[0])
+    folds, parts = run.fold_table(), [np.zeros(0, np.str_)]
+    for fold in range(folds.num_folds):
+        ids = folds.ids[folds.fold == fold]
+        parts.append(_spread(ids[np.isin(ids, oofs[run.name].ids)], limit))
+    return np.concatenate(parts)
+
+
+def _export_members(runs: Sequence[Run], folder: Path, sampled: Text, parity_rows: int) -> list[_Exported]:
     exported = []
     if len({_plain_name(run) for run in runs}) < len(runs):
         raise BundleError(f"runs {[run.name for run in runs]} differ only in signs that file names lose; rename one")
     with progress_bar(sum(len(run.folds) for run in runs), "export", unit="member") as bar:
         for run in runs:
             for fold in sorted(run.folds):
-                weight = blend.weights[run.name] / len(run.folds)
-                exported.append(_export_member(run, fold, folder, weight=weight, parity_rows=parity_rows))
+                exported.append(_export_member(run, fold, folder, sampled=sampled, parity_rows=parity_rows))
                 bar.update()
     return exported
 
@@ -160,13 +185,15 @@ def _plain_name(run: Run) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", run.name)
 
 
-def _export_member(run: Run, fold: int, folder: Path, *, weight: float, parity_rows: int) -> _Exported:
+def _export_member(run: Run, fold: int, folder: Path, *, sampled: Text, parity_rows: int) -> _Exported:
     network, info = load_checkpoint(run.checkpoint(fold))
     if info.task != run.task:
         raise ExportError(f"{run.checkpoint(fold)} was trained for another task than {run.folder / 'run.json'} says")
     source = _packed(run)
     folds = run.fold_table()
-    ids = _spread(folds.ids if fold == EVERYTHING else folds.ids[folds.fold == fold], parity_rows)
+    own = folds.ids if fold == EVERYTHING else folds.ids[folds.fold == fold]
+    shared = np.isin(own, sampled)
+    ids = np.concatenate([own[shared], _spread(own[~shared], max(0, parity_rows - int(shared.sum())))])
     part = "everything" if fold == EVERYTHING else f"fold{fold}"
     path = folder / f"member_{_plain_name(run)}_{part}.onnx"
     export_onnx(network, path, shape=source.shape)
@@ -175,7 +202,6 @@ def _export_member(run: Run, fold: int, folder: Path, *, weight: float, parity_r
         file=path.name,
         run=run.name,
         fold=fold,
-        weight=weight,
         score=info.score.total if info.score else None,
         config_hash=info.config_hash,
         parity=parity,
@@ -194,35 +220,34 @@ def _packed(run: Run) -> PackedSource:
 
 
 def _check_score(
-    task: Task, blend: Blend, exported: Sequence[_Exported], chosen: Sequence[Run], labels: Labels
+    task: Task, blend: Blend, exported: Sequence[_Exported], oofs: Mapping[str, Predictions], labels: Labels
 ) -> None:
-    """Refuse a bundle that decides otherwise than the stored out-of-fold predictions, on the same rows.
+    """Refuse a bundle that decides otherwise than the stored out-of-fold predictions `oofs` of the sampled rows.
 
-    Runs trained on everything have none of their own: what they say of rows that they learned proves nothing.
+    For runs trained on everything, which hold no rows out, the stored predictions stand on both sides.
     """
-    held_out = [run for run in chosen if EVERYTHING not in run.folds]
+    members = {name: [one.oof for one in exported if one.member.run == name] for name in oofs}
+    held_out = [one.member.run for one in exported if one.member.fold != EVERYTHING]
     if not held_out:
         return
-    total = sum(blend.weights[run.name] for run in held_out)
-    blend = dataclasses.replace(blend, weights={run.name: blend.weights[run.name] / total for run in held_out})
-    oof = blend_predictions(blend, {run.name: run.oof() for run in held_out})
-    runs = {name: concatenate([one.oof for one in exported if one.member.run == name]) for name in blend.weights}
-    shared = np.array(sorted(set.intersection(*(set(part.ids.tolist()) for part in runs.values()))), np.str_)
-    if not len(shared):
-        raise BundleError("the runs' folds share no validation images; train them on the same fold file")
-    again = blend_predictions(blend, {name: part.align(shared) for name, part in runs.items()})
-    truth = labels.align(shared).classes
+    oof = blend_predictions(blend, oofs)
+    if not len(oof):
+        raise BundleError("no image that the runs predict is in a fold; oof.npz and folds do not belong together")
+    again = blend_predictions(
+        blend, {n: concatenate(members[n]).align(oof.ids) if n in held_out else oofs[n] for n in oofs}
+    )
+    truth = labels.align(oof.ids).classes
     many = task.multilabel_heads
-    before, after = (blend.decision.decide(part.probs, multilabel=many) for part in (oof.align(shared), again))
+    before, after = (blend.decision.decide(part.probs, multilabel=many) for part in (oof, again))
     # of an image's multi-label head, each class is a part of one decision
-    changed = sum(float((before[h] != after[h]).reshape(len(shared), -1).mean(axis=1).sum()) for h in task.heads)
-    if changed > CHANGED_SHARE * len(shared) * len(task.heads):
+    changed = sum(float((before[h] != after[h]).reshape(len(oof), -1).mean(axis=1).sum()) for h in task.heads)
+    if changed > CHANGED_SHARE * len(oof) * len(task.heads):
         answers: list[Answers] = [after, before]
         if blend.decision.is_plain:  # the only decision of a metric of probabilities, which takes no classes
-            answers = [again.probs, oof.align(shared).probs]
+            answers = [again.probs, oof.probs]
         scores = [score_answers(task, truth, one).total for one in answers]
         raise BundleError(
-            f"the exported blend decides {changed:,.0f} of {len(shared) * len(task.heads):,} out-of-fold answers "
+            f"the exported blend decides {changed:,.0f} of {len(oof) * len(task.heads):,} out-of-fold answers "
             f"otherwise than the runs' oof.npz and scores {scores[0]:.4f}, not {scores[1]:.4f}; "
             "checkpoints and oof.npz do not belong together, train again"
         )
@@ -244,14 +269,17 @@ def _oof_score(task: Task, blend: Blend, oof: Predictions, labels: Labels) -> fl
 
 
 def _write_golden(run: Run, folder: Path, exported: Sequence[_Exported], labels: Labels) -> None:
-    """Pick images that cover many classes, and record what the bundle says of them through ONNX."""
+    """Pick images that cover many classes, and record what each run says of them through ONNX."""
     source = _packed(run)
     ids = _golden_ids(labels, source)
     images = np.stack([source.read(row) for row in _rows(ids, source).tolist()])
     originals = _originals(run)
     encoded = tuple(map(encode_png, images)) if originals is None else tuple(_encoded(originals, ids))
-    parts = [OnnxSession(folder / one.member.file, device="cpu").run(images) for one in exported]
-    probs: Probs = mean_probs(parts, [one.member.weight for one in exported])
+    parts: dict[str, list[Probs]] = {}
+    for one in exported:
+        session = OnnxSession(folder / one.member.file, device="cpu")
+        parts.setdefault(one.member.run, []).append(session.run(images))
+    probs = {name: mean_probs(members) for name, members in parts.items()}
     save_golden(Golden(encoded=encoded, fitted=originals is None, images=images, probs=probs), folder)
 
 

@@ -1,9 +1,9 @@
 """A bundle: one folder with everything a submission kernel needs, opened only when every byte is as written.
 
-    manifest.json       format, task, members with weights and parity, decision rules, priors, out-of-fold score,
-                        SHA-256 of all files
+    manifest.json       format, task, members with parity, the blend of their runs with its decision rules, priors,
+                        out-of-fold score, SHA-256 of all files
     member_*.onnx       uint8 stored images in, one (batch, C) output of probabilities per head
-    golden.npz          a few images with the probabilities they gave at home
+    golden.npz          a few images with the probabilities that each run gave them at home
 
 Flat names, no archives that an upload would unpack, nothing pickled.
 """
@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import kaggle_kit
 from kaggle_kit.decision import Decision
+from kaggle_kit.ensemble import Blend
 from kaggle_kit.errors import BundleError, SettingError, some_of
 from kaggle_kit.files import replacing
 from kaggle_kit.pixels import Image
@@ -27,7 +30,7 @@ from kaggle_kit.predictions import Probs
 from kaggle_kit.settings import build, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 
@@ -49,13 +52,12 @@ class Parity:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """One exported network.
+    """One exported network; those of a run count the same.
 
     Attributes:
         file: Its .onnx file.
         run: The run it comes from.
         fold: The fold it was validated on; -1 where it was trained on everything.
-        weight: Its share in the blend; all members' sum to 1.
         score: Of its checkpoint, on its validation fold; None where it was trained on everything.
         config_hash: Of the settings it was trained with.
         parity: Measured at export.
@@ -64,7 +66,6 @@ class Member:
     file: str
     run: str
     fold: int
-    weight: float
     score: float | None
     config_hash: str
     parity: Parity
@@ -77,24 +78,32 @@ class Bundle:
     Attributes:
         folder: Where it lies.
         task: The competition.
-        members: In running order.
+        members: In the blend's running order.
+        blend: What becomes of the runs' probabilities, for every cut of the running order.
         priors: {head: C shares of the train images that show a class}: what a broken image gets.
         oof_score: The blend's score on out-of-fold predictions, by rules fitted without the image's fold.
         files: {name: SHA-256} of every other file.
-        decision: The rules by which probabilities become classes.
-        prior_shift: Whether probabilities are corrected for the test's class shares before that.
         kit_version: Of the kit that wrote it.
     """
 
     folder: Path
     task: Task
     members: tuple[Member, ...]
+    blend: Blend
     priors: dict[str, tuple[float, ...]]
     oof_score: float
     files: dict[str, str]
-    decision: Decision = field(default_factory=Decision)
-    prior_shift: bool = False
     kit_version: str = kaggle_kit.__version__
+
+    @property
+    def decision(self) -> Decision:
+        """The rules by which the whole blend's probabilities become classes."""
+        return self.blend.decision
+
+    @property
+    def prior_shift(self) -> bool:
+        """Whether probabilities are corrected for the test's class shares before that."""
+        return self.blend.prior_shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +114,19 @@ class Golden:
         encoded: Encoded files, as bytes.
         fitted: Whether these are lossless encodings of the stored images, where the competition has bare pixels.
         images: (n, H, W, C) uint8: the same images at the stored size.
-        probs: The blend's {head: (n, C)}.
+        probs: {run: {head: (n, C)}}: each run's, the mean of its members.
     """
 
     encoded: tuple[bytes, ...]
     fitted: bool
     images: Image
-    probs: Probs
+    probs: dict[str, Probs]
 
 
 def write_manifest(bundle: Bundle) -> None:
     """Write `manifest.json`, atomically."""
     values = {"format": FORMAT, "task": task_to_plain(bundle.task)}
-    names = ("kit_version", "oof_score", "decision", "prior_shift", "members", "priors", "files")
+    names = ("kit_version", "oof_score", "blend", "members", "priors", "files")
     values |= {name: plain(getattr(bundle, name)) for name in names}
     values["sha256"] = _digest(values)
     with replacing(bundle.folder / MANIFEST) as temporary:
@@ -128,7 +137,8 @@ def open_bundle(folder: Path) -> Bundle:
     """Open a bundle after checking every file's hash.
 
     Raises:
-        BundleError: Naming the file that is missing or changed, or the format that is not known.
+        BundleError: Naming the file that is missing or changed, the format that is not known, or in what members,
+            task and blend do not belong together.
     """
     bundle = _read_manifest(folder)
     for name, expected in bundle.files.items():
@@ -185,16 +195,70 @@ def _read_manifest(folder: Path) -> Bundle:
     odd = [name for name in bundle.files if Path(name).name != name]
     if unlisted or odd or not bundle.members:
         raise BundleError(f"{path} lists no member, or files it may not: {some_of(odd + unlisted)}; make it again")
+    try:
+        check_blend(bundle.blend, bundle.task, [member.run for member in bundle.members])
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from None
     return bundle
 
 
+def check_blend(blend: Blend, task: Task, runs: Sequence[str]) -> None:
+    """Refuse a blend that members of these runs cannot be mixed by, whichever cut of it is taken.
+
+    Args:
+        blend: The blend.
+        task: The task of all runs.
+        runs: The run of each member, in order.
+
+    Raises:
+        BundleError: Naming the runs, head or size that do not fit.
+    """
+    if list(dict.fromkeys(runs)) != list(blend.runs) or sorted(runs, key=blend.runs.index) != list(runs):
+        raise BundleError(
+            f"members are of runs {list(dict.fromkeys(runs))}, the blend's running order is {list(blend.runs)}; "
+            "make the bundle again from the blend's own runs"
+        )
+    for number, prefix in enumerate(blend.prefixes, start=1):
+        sources = [name for mix in prefix.heads.values() if mix.stack for name in mix.stack.sources]
+        unknown = [head for head in (*prefix.heads, *prefix.decision.heads, *sources) if head not in task.heads]
+        problems = [f"head {head!r} is none of {list(task.heads)}" for head in unknown]
+        problems = problems or [problem for head in task.heads for problem in _misfits(blend, number, task, head)]
+        if problems:
+            raise BundleError(
+                f"the blend of the first {number} run(s) does not fit: {problems[0]}; make it again from these runs"
+            )
+
+
+def _misfits(blend: Blend, num_runs: int, task: Task, head: str) -> Iterator[str]:
+    """Yield in what a head's mix and rule do not fit the runs before a cut and the head's classes."""
+    prefix, classes = blend.prefixes[num_runs - 1], task.heads[head].num_classes
+    mix, rule = prefix.heads.get(head), prefix.decision.heads.get(head)
+    if mix and mix.stack:
+        expected = (num_runs * sum(task.heads[name].num_classes for name in mix.stack.sources), classes)
+        if mix.stack.coefficients.shape != expected:
+            yield f"head {head!r} has a stack of {mix.stack.coefficients.shape} coefficients, expected {expected}"
+    if mix and mix.kind == "rank":
+        shapes = {name: table.shape for name, table in blend.ranks.get(head, {}).items()}
+        for name in blend.runs[:num_runs]:
+            if len(shapes.get(name, ())) != 2 or shapes[name][0] != classes:
+                yield f"head {head!r} has no quantiles of {classes} classes for run {name!r}"
+    values = (rule.log_bias or rule.thresholds) if rule else ()
+    if len(values) not in (0, classes):
+        yield f"head {head!r} has a rule of {len(values)} values, expected {classes}"
+
+
 def save_golden(golden: Golden, folder: Path) -> None:
-    """Write the golden images and their probabilities."""
+    """Write the golden images and their probabilities, runs by their number: `probs/0/root`."""
     sizes = np.array([len(data) for data in golden.encoded], np.int64)
     joined = np.frombuffer(b"".join(golden.encoded), np.uint8)
-    probs = {f"probs/{head}": values for head, values in golden.probs.items()}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"probs/{number}/{head}": values
+        for number, probs in enumerate(golden.probs.values())
+        for head, values in probs.items()
+    }
+    arrays |= {"encoded": joined, "sizes": sizes, "fitted": np.array(golden.fitted), "images": golden.images}
     with replacing(folder / GOLDEN) as temporary, temporary.open("wb") as file:
-        np.savez(file, encoded=joined, sizes=sizes, fitted=golden.fitted, images=golden.images, **probs)  # type: ignore[arg-type]
+        np.savez(file, runs=np.array(list(golden.probs), np.str_), **arrays)  # type: ignore[arg-type]
 
 
 def load_golden(folder: Path) -> Golden:
@@ -204,7 +268,11 @@ def load_golden(folder: Path) -> Golden:
     ends = np.cumsum(arrays["sizes"])
     joined = arrays["encoded"].tobytes()
     encoded = tuple(joined[end - size : end] for size, end in zip(arrays["sizes"], ends, strict=True))
-    probs = {name.removeprefix("probs/"): value for name, value in arrays.items() if name.startswith("probs/")}
+    probs: dict[str, Probs] = {name: {} for name in arrays["runs"].tolist()}
+    for name, values in arrays.items():
+        if name.startswith("probs/"):
+            _, number, head = name.split("/", 2)
+            probs[str(arrays["runs"][int(number)])][head] = values
     return Golden(encoded=encoded, fitted=bool(arrays["fitted"]), images=arrays["images"], probs=probs)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kaggle_kit.ensemble import mean_probs
+from kaggle_kit.ensemble import blend_probs, mean_probs
 from kaggle_kit.errors import BundleError
 from kaggle_kit.labels import Classes
 from kaggle_kit.metrics import PROBABILITY_METRICS
@@ -56,36 +56,57 @@ def print_line(text: str) -> None:
 
 
 class Predictor:
-    """The members of a bundle, each in its own session."""
+    """The runs of a bundle, or the first of them, each member in its own session.
+
+    Attributes:
+        bundle: The whole bundle.
+        blend: What becomes of the runs that are run.
+    """
 
     def __init__(
-        self, folder: Path, *, prior_shift: bool | None = None, say: Callable[[str], object] = print_line
+        self,
+        folder: Path,
+        *,
+        num_runs: int | None = None,
+        prior_shift: bool | None = None,
+        say: Callable[[str], object] = print_line,
     ) -> None:
         """Open a bundle and check it against its golden images.
 
         Args:
             folder: The bundle.
+            num_runs: How many runs of the running order are loaded, then mixed and decided by what was fitted for just
+                these; None: all.
             prior_shift: Whether `decide` corrects for the class shares it finds; None: as the bundle says.
             say: Where progress lines go.
 
         Raises:
             BundleError: When a file is missing or changed, or this machine computes something else; the latter is
                 only a warning in Kaggle's hidden rerun, where a submission must still come out.
-            SettingError: When class shares are to be corrected for and a head is multi-label.
+            SettingError: When there are fewer runs, or class shares are to be corrected for and a head is multi-label.
         """
         self.bundle = open_bundle(folder)
+        self.blend = self.bundle.blend if num_runs is None else self.bundle.blend.first(num_runs)
         self._say = say
-        self._sessions = [OnnxSession(folder / member.file) for member in self.bundle.members]
-        self._weights = [member.weight for member in self.bundle.members]
-        self._prior_shift = self.bundle.prior_shift if prior_shift is None else prior_shift
+        self._prior_shift = self.blend.prior_shift if prior_shift is None else prior_shift
         if self._prior_shift:
             refuse_multilabel(self.bundle.task, "correcting for class shares", "make the bundle without it")
-        say(describe_provider(self._sessions[0].provider))
-        say(f"{len(self._sessions)} member(s); golden images agree to {self._check_golden():.1e}")
+        files = {name: [m.file for m in self.bundle.members if m.run == name] for name in self.blend.runs}
+        self._sessions = {name: [OnnxSession(folder / file) for file in files[name]] for name in files}
+        say(describe_provider(self._sessions[self.blend.runs[0]][0].provider))
+        say(self._describe_runs())
+        say(f"golden images agree to {self._check_golden():.1e}")
 
     def run(self, images: Image) -> Probs:
         """Return the blend's {head: (B, C) probabilities} of (B, H, W, C) uint8 stored images."""
-        return mean_probs([session.run(images) for session in self._sessions], self._weights)
+        runs = list(self.run_each(images).values())
+        return blend_probs(self.blend, runs, multilabel=self.bundle.task.multilabel_heads)
+
+    def run_each(self, images: Image) -> dict[str, Probs]:
+        """Return {run: {head: (B, C) probabilities}}: of each run the mean of its members."""
+        return {
+            name: mean_probs([session.run(images) for session in sessions]) for name, sessions in self._sessions.items()
+        }
 
     def predict(self, source: Source) -> Predicted:
         """Predict every image of a source, holding one chunk of images at a time.
@@ -143,7 +164,7 @@ class Predictor:
         validate_submission(task, out, rows=rows)
 
     def _by_rules(self, probs: Probs) -> Classes:
-        decision = self.bundle.decision
+        decision = self.blend.decision
         if not decision.is_plain:
             self._say(decision.describe())
         return decision.decide(probs, multilabel=self.bundle.task.multilabel_heads)
@@ -160,6 +181,18 @@ class Predictor:
                     probs[head][row] = self.bundle.priors[head]
         return Predictions(ids=ids, probs=probs, multilabel=self.bundle.task.multilabel_heads)
 
+    def _describe_runs(self) -> str:
+        """Return one line on what runs, and what it scored at home."""
+        runs, total = self.blend.runs, len(self.bundle.blend.runs)
+        cut = "" if len(runs) == total else f", the first {len(runs)} of {total}"
+        score = self.blend.score.total if self.blend.score else None
+        if score is None and not cut:
+            score = self.bundle.oof_score
+        said = "not measured" if score is None else f"{score:.4f}"
+        members = sum(map(len, self._sessions.values()))
+        metric = self.bundle.task.metric
+        return f"run(s) {', '.join(runs)}{cut}: {members} member(s), out-of-fold {metric} {said}"
+
     def _check_golden(self) -> float:
         """Return the largest difference from the probabilities computed at home."""
         golden = load_golden(self.bundle.folder)
@@ -168,18 +201,25 @@ class Predictor:
         images = np.stack(
             [read_stored(data, channels=task.images.channels, stored=stored)[0] for data in golden.encoded]
         )
-        probs = self.run(images)
-        worst = max(float(np.abs(probs[head] - golden.probs[head]).max()) for head in golden.probs)
-        if worst > GOLDEN_TOLERANCE:
+        away = {name: _difference(probs, golden.probs[name]) for name, probs in self.run_each(images).items()}
+        worst = max(away, key=lambda name: away[name])
+        if away[worst] > GOLDEN_TOLERANCE:
             pixels = int(np.abs(images.astype(np.int16) - golden.images).max())
             message = (
-                f"golden images give probabilities {worst:.4f} away from home (allowed {GOLDEN_TOLERANCE}); their "
-                f"pixels differ by up to {pixels} of 255; this machine's OpenCV or onnxruntime computes something else"
+                f"golden images give run {worst!r} probabilities {away[worst]:.4f} away from home (allowed "
+                f"{GOLDEN_TOLERANCE}); their pixels differ by up to {pixels} of 255; this machine's OpenCV or "
+                "onnxruntime computes something else"
             )
             if not in_rerun():
                 raise BundleError(message)
             self._say(f"WARNING {message}")
-        return worst
+        return away[worst]
+
+
+def _difference(found: Probs, expected: Probs) -> float:
+    """Return the largest difference of a probability, infinite where one is NaN."""
+    differences = [np.abs(found[head] - expected[head]).max() for head in expected]
+    return float(np.nan_to_num(differences, nan=np.inf).max())
 
 
 def predict_submission(
@@ -187,6 +227,7 @@ def predict_submission(
     data: Path,
     out: Path,
     *,
+    num_runs: int | None = None,
     prior_shift: bool | None = None,
     say: Callable[[str], object] = print_line,
 ) -> Predicted:
@@ -196,13 +237,14 @@ def predict_submission(
         folder: The bundle.
         data: The competition's data folder.
         out: The CSV file to write; it appears whole or not at all.
+        num_runs: How many runs of the running order are used, with what was fitted for just these; None: all.
         prior_shift: Whether probabilities are corrected for the test's class shares; None: as the bundle says.
         say: Where progress lines go.
 
     Raises:
         KitError: For anything wrong with bundle or data, before any time is spent where possible.
     """
-    predictor = Predictor(folder, prior_shift=prior_shift, say=say)
+    predictor = Predictor(folder, num_runs=num_runs, prior_shift=prior_shift, say=say)
     task = predictor.bundle.task
     rows = expected_rows(task, data)
     if task.metric in PROBABILITY_METRICS and not writes_probs(task):
