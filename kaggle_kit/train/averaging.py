@@ -147,6 +147,45 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[torch.Tensor], *,
     return True
 
 
+class Choice(NamedTuple):
+    """Which candidates were chosen together.
+
+    Attributes:
+        members: Which of the candidates, in the order they came in.
+        score: Of the members together.
+        scores: What each candidate scored when it was tried, with those that were in by then.
+    """
+
+    members: tuple[int, ...]
+    score: float
+    scores: tuple[float, ...]
+
+
+def choose_greedily(
+    num_candidates: int, *, score: Callable[[tuple[int, ...]], float], better: Callable[[float, float], bool]
+) -> Choice:
+    """Choose those candidates that make what was chosen before them no worse.
+
+    The first is in. Each further one is tried: if all together score at least as well with it, it stays in.
+
+    Source: Wortsman 2022, https://arxiv.org/abs/2203.05482, algorithm 1.
+
+    Args:
+        num_candidates: How many there are, best first; at least 1.
+        score: Scores a set of them; called once a candidate, with those that are in and the one that is tried.
+        better: Whether the first score is better than the second.
+    """
+    members: tuple[int, ...] = (0,)
+    scores = [score(members)]
+    best = scores[0]
+    for index in range(1, num_candidates):
+        found = score((*members, index))
+        scores.append(found)
+        if better(found, best) or found == best:
+            members, best = (*members, index), found
+    return Choice(members=members, score=best, scores=tuple(scores))
+
+
 class Soup(NamedTuple):
     """What a greedy soup is.
 
@@ -164,9 +203,7 @@ class Soup(NamedTuple):
 def greedy_soup(
     candidates: Sequence[State | Path], *, score: Callable[[State], float], better: Callable[[float, float], bool]
 ) -> Soup:
-    """Average the weights of those candidates that make the average no worse.
-
-    The first is in. Each further one is tried: if the average with it scores at least as well, it stays in.
+    """Average the weights of those candidates that make the average no worse: see `choose_greedily`.
 
     Source: Wortsman 2022, https://arxiv.org/abs/2203.05482, algorithm 1. Its networks have no BatchNorm; here the
     statistics are averaged like weights. Who wants them recomputed does so in `score` (the network that `score` loads
@@ -182,19 +219,39 @@ def greedy_soup(
     """
     assert candidates
     first = _read_state(candidates[0])
-    total = {name: tensor.float() for name, tensor in first.items() if tensor.is_floating_point()}
-    state, members, best = first, [0], score(first)
-    for index, candidate in enumerate(candidates[1:], start=1):
-        added = _read_state(candidate)
-        assert added.keys() == first.keys(), "candidates are of different networks"
-        trial = {name: tensor + added[name].float() for name, tensor in total.items()}
-        num = len(members) + 1
-        mixed = {name: (trial[name] / num).to(old.dtype) if name in trial else old for name, old in first.items()}
-        found = score(mixed)
-        if better(found, best) or found == best:
-            total, state, best = trial, mixed, found
-            members.append(index)
-    return Soup(state=state, members=members, score=best)
+    sums: dict[tuple[int, ...], State] = {(0,): _added({}, first)}
+
+    def mean_of(members: tuple[int, ...]) -> State:
+        if members not in sums:
+            before = sums[members[:-1]]  # all but the one that is tried were scored the last time, or before it
+            sums.clear()
+            sums[members[:-1]], sums[members] = before, _added(before, _read_state(candidates[members[-1]]))
+        return _divided(sums[members], len(members), first)
+
+    chosen = choose_greedily(len(candidates), score=lambda members: score(mean_of(members)), better=better)
+    return Soup(state=mean_of(chosen.members), members=list(chosen.members), score=chosen.score)
+
+
+def mean_state(states: Sequence[State | Path]) -> State:
+    """Return the mean of state dicts of one network, or of safetensors files of them; integers are the first one's."""
+    first = _read_state(states[0])
+    total = _added({}, first)
+    for state in states[1:]:
+        total = _added(total, _read_state(state))
+    return _divided(total, len(states), first)
+
+
+def _added(total: State, state: State) -> State:
+    """Return the sums of float tensors in full precision: those of `state` alone where there is no total yet."""
+    floats = {name: tensor.float() for name, tensor in state.items() if tensor.is_floating_point()}
+    assert not total or total.keys() == floats.keys(), "candidates are of different networks"
+    return {name: total[name] + tensor for name, tensor in floats.items()} if total else floats
+
+
+def _divided(total: State, num: int, first: State) -> State:
+    if num == 1:
+        return first
+    return {name: (total[name] / num).to(old.dtype) if name in total else old for name, old in first.items()}
 
 
 class _Moments:

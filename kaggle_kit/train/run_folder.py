@@ -19,7 +19,7 @@ from kaggle_kit.train.state import STATE
 MARKER = ".kaggle-kit-run"
 LOCK = ".lock"
 FOLD = "fold.json"
-FILES = (MARKER, "run.json", "run.html", "folds.parquet", "oof.npz")
+FILES = (MARKER, "run.json", "run.html", "folds.parquet", "oof.npz", "soup.json")
 # What may differ between a training and its continuation: nothing of it reaches the weights.
 FREE = ("config.max_hours", "config.log", "config.loader.num_workers")
 
