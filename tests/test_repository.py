@@ -44,6 +44,7 @@ def test_the_readme_shows_the_whole_way() -> None:
         *("folds", "folds", "runs", "runs", "runs"),
         *("show-augment", "lr-find", "weights", "train", "train"),
         *("train", "train", "sweep", "baseline", "baseline"),
+        *("blend", "blend", "blend", "blend"),
     ]
 
 
@@ -54,8 +55,10 @@ def test_the_readme_s_task_is_one(tmp_path: Path) -> None:
 
 
 def test_the_readme_s_python_is_compiled() -> None:
-    (block,) = [block for kind, block in BLOCKS if kind == "python"]
-    compile(block, "README.md", "exec")
+    blocks = [block for kind, block in BLOCKS if kind == "python"]
+    assert len(blocks) == 2
+    for block in blocks:
+        compile(block, "README.md", "exec")
 
 
 def test_setup_cfg_lists_every_package() -> None:
