@@ -13,7 +13,7 @@ have thresholds for a rule; none is fitted to macro recall, which is highest whe
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +26,16 @@ from kaggle_kit.errors import DataError, PredictionError
 from kaggle_kit.labels import Classes
 from kaggle_kit.metrics import PROBABILITY_METRICS
 from kaggle_kit.progress import progress_bar
-from kaggle_kit.scores import DRAWS, Answers, Score, bootstrap_heads, metric_value, middle_part, score_answers
+from kaggle_kit.scores import (
+    DRAWS,
+    Answers,
+    Score,
+    bootstrap_ways,
+    metric_value,
+    middle_part,
+    score_answers,
+    widest_part,
+)
 from kaggle_kit.task import Metric, Task
 from kaggle_kit.threshold_search import FITTABLE, threshold_fitter
 
@@ -47,7 +56,8 @@ class Candidate:
         rule: As fitted on all rows.
         in_sample_gain: Of that rule, on the rows it was fitted on, over the highest probability; it flatters.
         nested_gain: Of rules fitted without the rows they decide.
-        interval: Of the nested gain: the middle 95 % of resamples of the images.
+        interval: Of the nested gain: the middle 95 % of resamples of the images; of few groups the widest of
+            resampled groups and images.
         kept: Whether the decision uses it.
         why: The reason, in a few words.
     """
@@ -110,6 +120,7 @@ def fit_decision(
     *,
     counts: Counts,
     groups: Ints | None = None,
+    rules: Sequence[FittedRule] = RULES,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> FittedDecision:
@@ -124,7 +135,8 @@ def fit_decision(
             labels of the held rows too.
         groups: (N,) numbers; images of one group, such as a writer's or equal ones, are drawn and parted together.
             None: every image by itself, which makes intervals too narrow where images belong together. So do groups
-            that are few: below about 20, do not trust the intervals.
+            that are few: below 20, a rule must gain beyond luck over resampled images as well.
+        rules: What to try on heads that are not multi-label, the simpler one first.
         draws: Resamples of the images, or of the groups, for the intervals.
         seed: Of the resamples and of the random fifths.
 
@@ -139,12 +151,12 @@ def fit_decision(
         return _nothing_to_fit(task, score_answers(task, truth, probs), plain)
     spread = {name: classes if classes.ndim == 1 else classes.sum(axis=1) for name, classes in truth.items()}
     parts = {name: nested_parts(folds, spread[name], groups=groups, seed=seed) for name in task.heads}
-    trials = _try_rules(task, truth, probs, parts, counts)
+    trials = _try_rules(task, truth, probs, parts, counts, rules)
     # a head of fewer rules has its last one tried again, which is then no better than itself
     tried = {head: [trial.nested for trial in of_head.values()] for head, of_head in trials.items()}
-    answers = [plain, *(plain | {h: own[min(n, len(own) - 1)] for h, own in tried.items()} for n in range(len(RULES)))]
-    drawn = bootstrap_heads(task, truth, answers, draws=draws, seed=seed, groups=groups)  # (draws, 1 + rules, heads)
-    return _choose(task, truth, trials, answers, drawn)
+    answers = [plain, *(plain | {h: own[min(n, len(own) - 1)] for h, own in tried.items()} for n in range(len(rules)))]
+    ways = bootstrap_ways(task, truth, answers, draws=draws, seed=seed, groups=groups)  # (draws, 1 + rules, heads) each
+    return _choose(task, truth, trials, answers, ways)
 
 
 def format_decision(fitted: FittedDecision) -> list[str]:
@@ -188,9 +200,16 @@ def _nothing_to_fit(task: Task, score: Score, decided: Classes) -> FittedDecisio
     )
 
 
-def _try_rules(task: Task, truth: Classes, probs: Answers, parts: Mapping[str, Ints], counts: Counts) -> Trials:
+def _try_rules(
+    task: Task,
+    truth: Classes,
+    probs: Answers,
+    parts: Mapping[str, Ints],
+    counts: Counts,
+    wanted: Sequence[FittedRule],
+) -> Trials:
     """Return the trials of the heads whose truth has several classes; `parts` are what a fit is nested in."""
-    fitted = {name: _rules_of(task, name) for name in task.heads if len(np.unique(truth[name])) > 1}
+    fitted = {name: _rules_of(task, name, wanted) for name in task.heads if len(np.unique(truth[name])) > 1}
     fits = sum(len(rules) * (1 + len(np.unique(parts[head]))) for head, rules in fitted.items())
     trials: Trials = {}
     with progress_bar(fits, "fitting the decision", unit="fit") as bar:
@@ -202,10 +221,10 @@ def _try_rules(task: Task, truth: Classes, probs: Answers, parts: Mapping[str, I
     return trials
 
 
-def _rules_of(task: Task, head: str) -> tuple[FittedRule, ...]:
+def _rules_of(task: Task, head: str, wanted: Sequence[FittedRule]) -> tuple[FittedRule, ...]:
     """Return the rules that can be tried for a head, in the order of choice."""
     if task.heads[head].kind != "multilabel":
-        return RULES
+        return tuple(wanted)
     return ("thresholds",) if task.metric in FITTABLE else ()
 
 
@@ -249,21 +268,22 @@ def nested_parts(folds: Ints, truth: Ints, *, groups: Ints | None = None, seed: 
     return parts[group]
 
 
-def _choose(task: Task, truth: Classes, trials: Trials, answers: list[Classes], drawn: Floats) -> FittedDecision:
-    """Return the decision that (draws, 1 + rules, heads) resampled scores of the answers speak for."""
+def _choose(task: Task, truth: Classes, trials: Trials, answers: list[Classes], ways: list[Floats]) -> FittedDecision:
+    """Return the decision that (draws, 1 + rules, heads) scores speak for, whichever way images were resampled."""
     candidates, picks = [], []
     for column, head in enumerate(task.heads):
-        picks.append(_pick(drawn[:, :, column]) if head in trials else 0)
+        own = [drawn[:, :, column] for drawn in ways]
+        picks.append(_pick(own) if head in trials else 0)
         if head in trials:
-            candidates += _candidates(task, head, truth[head], trials[head], drawn[:, :, column], picks[-1])
+            candidates += _candidates(task, head, truth[head], trials[head], own, picks[-1])
     chosen = {head: answers[pick][head] for head, pick in zip(task.heads, picks, strict=True)}
     rules = Decision.plain(task).heads | {one.head: one.rule for one in candidates if one.kept}
     return FittedDecision(
         decision=Decision(heads=rules),
         metric=task.metric,
         candidates=tuple(candidates),
-        nested=_score(task, truth, chosen, drawn[:, picks, np.arange(len(picks))]),
-        argmax=_score(task, truth, answers[0], drawn[:, 0]),
+        nested=_score(task, truth, chosen, ways[0][:, picks, np.arange(len(picks))]),
+        argmax=_score(task, truth, answers[0], ways[0][:, 0]),
         note="" if trials else _why_nothing(task),
         decided=chosen,
     )
@@ -275,18 +295,18 @@ def _why_nothing(task: Task) -> str:
     return "each head has a single class among these images: there is no decision to fit"
 
 
-def _pick(drawn: Floats) -> int:
+def _pick(ways: list[Floats]) -> int:
     """Return the column of (draws, 1 + rules) to use: the last one better beyond luck than 0 and the one before."""
     picked = 0
-    for column in range(1, drawn.shape[1]):
-        better = drawn[:, [column]] - drawn[:, [0, picked]]
-        if all(low > 0 for low, _ in middle_part(better)):
+    for column in range(1, ways[0].shape[1]):
+        better = widest_part([drawn[:, [column]] - drawn[:, [0, picked]] for drawn in ways])
+        if all(low > 0 for low, _ in better):
             picked = column
     return picked
 
 
 def _candidates(
-    task: Task, head: str, truth: npt.NDArray[Any], trials: dict[FittedRule, _Trial], drawn: Floats, picked: int
+    task: Task, head: str, truth: npt.NDArray[Any], trials: dict[FittedRule, _Trial], ways: list[Floats], picked: int
 ) -> list[Candidate]:
     """Return what became of each trial of a head."""
 
@@ -295,7 +315,7 @@ def _candidates(
 
     found = []
     for column, trial in enumerate(trials.values(), start=1):
-        (interval,) = middle_part(drawn[:, [column]] - drawn[:, [0]])
+        (interval,) = widest_part([drawn[:, [column]] - drawn[:, [0]] for drawn in ways])
         found.append(
             Candidate(
                 head=head,
@@ -314,7 +334,7 @@ def _why(trial: _Trial, column: int, picked: int, interval: Interval) -> str:
     if column == picked:
         return "better beyond luck"
     if interval[0] > 0:
-        other = RULES[picked - 1]
+        other = RULES[picked - 1]  # of several rules, which are all of them
         return f"{other} is simpler, and as good within luck" if picked < column else f"{other} is better beyond luck"
     if (trial.own == trial.plain).all() and (trial.nested == trial.plain).all():
         return "changes nothing"

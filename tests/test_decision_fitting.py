@@ -125,12 +125,12 @@ def test_no_fold_s_truth_moves_the_decisions_of_that_fold(metric: Metric) -> Non
     truth, probs = skewed(600)
     folds, counts = np.arange(600) % 4, counts_of(truth)
     parts = dict.fromkeys(SHARES, folds)
-    before = _try_rules(task_of(metric), truth, probs, parts, counts)
+    before = _try_rules(task_of(metric), truth, probs, parts, counts, RULES)
     rng = np.random.default_rng(0)
     for fold in range(4):
         held = folds == fold
         changed = {h: np.where(held, rng.integers(0, len(s), 600), truth[h]) for h, s in SHARES.items()}
-        after = _try_rules(task_of(metric), changed, probs, parts, counts)
+        after = _try_rules(task_of(metric), changed, probs, parts, counts, RULES)
         for head in SHARES:
             for rule in RULES:
                 old, new = before[head][rule], after[head][rule]
