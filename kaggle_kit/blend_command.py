@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ def add_blend_parser(add: Adder) -> None:
         "does to out-of-fold images of several class shares, and leaves it out where it helps nowhere, unless `always`",
     )
     _add_budget(one)
+    one.add_argument("--verbose", action="store_true", help="print more of what the page shows")
 
 
 def _add_budget(one: argparse.ArgumentParser) -> None:
@@ -75,7 +76,8 @@ def _add_budget(one: argparse.ArgumentParser) -> None:
         "--budget",
         type=_hours,
         metavar="HOURS",
-        help="the time all runs together may take in the kernel, like 2 or 1.5; leaves out runs that do not fit",
+        help="the time the networks of all runs together may take in the kernel, like 2 or 1.5, reading images aside; "
+        "leaves out runs where not all fit",
     )
     one.add_argument("--images", type=int, metavar="N", help="with --budget: how many the hidden test has")
     one.add_argument(
@@ -90,7 +92,7 @@ def _add_budget(one: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="first average the weights of those runs of one architecture that make the average better (greedy soup), "
-        "as a run DIR/soup_NAME for each architecture, and offer it to the blend",
+        "as runs DIR/soup_NAME, one for each architecture with equal settings, and offer them to the blend",
     )
     one.add_argument(
         "--common", action="store_true", help="leave out images that some run does not predict, rather than stop"
@@ -107,18 +109,24 @@ def _hours(text: str) -> float:
 def blend(options: argparse.Namespace) -> tuple[Result, int]:
     """Choose a blend, say how, and write it with its page."""
     from kaggle_kit.blending import Budget, fit_blend, foresee_prior_shift, with_diversity
+    from kaggle_kit.blending.pool import make_pool
     from kaggle_kit.blending.report import write_blend_report
     from kaggle_kit.ensemble import save_blend
     from kaggle_kit.files import check_output_file
-    from kaggle_kit.runs import read_run
 
     check_output_file(options.out, ".json")
     if (options.budget is None) != (options.images is None):
         raise SettingError("--budget and --images go together: --budget 2 --images 200000 is two hours for 200,000")
+    if options.budget is not None and options.costs == NONE:
+        raise SettingError("--budget needs to know what runs cost; leave --costs none out, or give a file")
     budget = None if options.budget is None else Budget(hours=options.budget, images=options.images)
-    runs = [read_run(folder) for folder in options.runs]
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    runs = _read_runs(options.runs)
+    pool = make_pool(runs, common_only=options.common)  # what does not fit together is refused before anything is timed
+    costs = _costs(options.costs, runs, needed=budget is not None)
     if options.soup is not None:
-        runs += _soups(runs, options.soup)
+        runs, costs = _soups(runs, options.soup, costs)
+        pool = make_pool(runs, common_only=options.common)
     strategies: Sequence[Strategy] | None = None if options.method == "auto" else (options.method,)
     found = fit_blend(
         runs,
@@ -126,39 +134,58 @@ def blend(options: argparse.Namespace) -> tuple[Result, int]:
         prior_shift=options.prior_shift is not None,
         strategies=strategies,
         budget=budget,
-        costs=_costs(options.costs, runs, needed=budget is not None),
-        common_only=options.common,
+        costs=costs,
+        pool=pool,
     )
     if len(found.blend.runs) > 1:
         found = with_diversity(found)
-    _print_choice(found, runs, budget)
+    print("\n\n".join("\n".join(section) for section in _sections(found, budget, verbose=options.verbose)) + "\n")
     effects = foresee_prior_shift(found) if options.prior_shift else []
     found = _settle_prior_shift(options, found, effects)
+    page = write_blend_report(options.out.with_suffix(".html"), task=pool.task, fitted=found, budget=budget)
     save_blend(found.blend, options.out)
-    task = found.pool.task
-    page = write_blend_report(options.out.with_suffix(".html"), task=task, fitted=found, budget=budget)
-    _print_outcome(options.out, found, page)
+    _print_outcome(options.out, found, page, {run.name: run.folder for run in runs})
     return _result(options.out, page, found, effects), DONE
 
 
-def _soups(runs: Sequence[Run], out: Path) -> list[Run]:
-    """Return a soup of each architecture that several runs have, those left out where averaging helps no run."""
-    from kaggle_kit.blending.soup import format_soup, make_soup
-    from kaggle_kit.runs import EVERYTHING
+def _read_runs(folders: Sequence[Path]) -> list[Run]:
+    from kaggle_kit.runs import read_run
 
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if EVERYTHING not in run.folds:
-            groups.setdefault(run.config.model.name, []).append(run)
-    several = {name: group for name, group in groups.items() if len(group) > 1}
+    resolved = [folder.resolve() for folder in folders]
+    for folder, one in zip(folders, resolved, strict=True):
+        if resolved.count(one) > 1:
+            raise SettingError(f"run {str(folder)!r} is given {resolved.count(one)} times; name each run once")
+    return [read_run(folder) for folder in folders]
+
+
+def _soups(runs: Sequence[Run], out: Path, costs: Costs | None) -> tuple[list[Run], Costs | None]:
+    """Return runs and costs, with a soup of each group that can be averaged; none where that helps no run.
+
+    A soup costs what its best ingredient does.
+    """
+    from kaggle_kit.blending.ingredients import describe_alone, group_ingredients, name_soups
+    from kaggle_kit.blending.soup import format_soup, make_soup
+
+    groups = group_ingredients(runs)
+    alone = describe_alone(groups)
+    several = [group for group in groups if len(group) > 1]
     if not several:
-        raise SettingError(f"--soup averages runs of one architecture; found one run each of {', '.join(groups)}")
-    soups = []
-    for name, group in several.items():
-        made = make_soup(group, out / f"soup_{name}")
-        print("\n".join(format_soup(made)))
-        soups += [made.run] if made.is_written else []
-    return soups
+        found = "; ".join(alone[:3]) + (f"; and {len(alone) - 3} more" if len(alone) > 3 else "")
+        raise SettingError(
+            "--soup averages runs of one architecture with equal settings, folds and images, and no two of the "
+            f"{len(runs)} given are: {found or 'each was trained on everything'}; train them alike, or leave --soup out"
+        )
+    for sentence in alone:
+        print(f"not averaged: {sentence}")
+    made = []
+    for name, group in zip(name_soups(several), several, strict=True):
+        made.append(make_soup(group, out / name))
+        print("\n".join(format_soup(made[-1])))
+    made = [soup for soup in made if soup.is_written]
+    if costs is not None:
+        own = {soup.run.name: costs.seconds[soup.members[0]] for soup in made}
+        costs = dataclasses.replace(costs, seconds={**costs.seconds, **own})
+    return [*runs, *(soup.run for soup in made)], costs
 
 
 def _costs(given: str, runs: Sequence[Run], *, needed: bool) -> Costs | None:
@@ -180,38 +207,36 @@ def _costs(given: str, runs: Sequence[Run], *, needed: bool) -> Costs | None:
         return None
 
 
-def _print_choice(found: FittedBlend, runs: Sequence[Run], budget: Budget | None) -> None:
+def _sections(found: FittedBlend, budget: Budget | None, *, verbose: bool) -> list[list[str]]:
+    """Return what is said of a choice, a list of lines a table; the page has all of it."""
     from kaggle_kit.blending.diversity import format_diversity
     from kaggle_kit.blending.frontier import format_frontier
-    from kaggle_kit.blending.tables import format_order, format_steps, format_weights
+    from kaggle_kit.blending.tables import format_order, format_runs, format_steps, format_weights
     from kaggle_kit.decision_fitting import format_decision
     from kaggle_kit.scores import format_scores
 
-    for note in found.notes:
-        print(f"WARNING {note}")
-    for run in runs:
-        print(f"{run.name}: out-of-fold {run.score}" + ("" if run.name in found.blend.runs else ", not used"))
-    images = budget.images if budget else None
-    sections = [format_steps(found.choice)]
-    if len(runs) > 1:
-        sections += [
-            format_weights(found.blend),
-            format_frontier(
-                found.frontier,
-                metric=found.pool.task.metric,
-                chosen=found.blend.runs,
-                costs=found.costs,
-                num_images=images,
-                accelerator=found.pool.task.limits.accelerator,
-            ),
-            format_order(found, images=images),
-        ]
-    if found.diversity:
+    task, images = found.pool.task, budget.images if budget else None
+    sections = [[f"note: {note}" for note in found.notes], format_runs(found)]
+    if len(found.alone) > 1:
+        sections += [format_steps(found.choice), format_weights(found.blend)]
+    if len(found.alone) > 1 and (budget or verbose):
+        frontier = format_frontier(
+            found.frontier,
+            metric=task.metric,
+            chosen=found.blend.runs,
+            costs=found.costs,
+            num_images=images,
+            accelerator=task.limits.accelerator,
+        )
+        sections.append(frontier)
+    if len(found.blend.runs) > 1:
+        sections.append(format_order(found, images=images))
+    if found.diversity and verbose:
         sections.append(format_diversity(found.diversity))
-    sections.append(format_scores({"blend": found.scores}))
     if found.fitted:
         sections.append(format_decision(found.fitted))
-    print("\n" + "\n\n".join("\n".join(section) for section in sections) + "\n")
+    sections.append(["the blend by the highest probability alone:", *format_scores({"blend": found.scores})])
+    return [section for section in sections if section]
 
 
 def _settle_prior_shift(options: argparse.Namespace, found: FittedBlend, effects: list[ShiftEffect]) -> FittedBlend:
@@ -227,13 +252,20 @@ def _settle_prior_shift(options: argparse.Namespace, found: FittedBlend, effects
     return dataclasses.replace(found, blend=dataclasses.replace(found.blend, prior_shift=False))
 
 
-def _print_outcome(out: Path, found: FittedBlend, page: Path) -> None:
-    score, num = found.blend.score, len(found.blend.runs)
-    assert score is not None
-    ways = ", ".join(dict.fromkeys(found.choice.strategies.values()))
-    shift = "; the kernel corrects for the test's class shares, which this score is without"
-    print(f"{page}: how it was found")
-    print(f"{out}: {num} run(s) by {ways}, out-of-fold {score}{shift if found.blend.prior_shift else ''}")
+def _print_outcome(out: Path, found: FittedBlend, page: Path, folders: Mapping[str, Path]) -> None:
+    blend, rival = found.blend, found.rival
+    assert blend.score is not None
+    ways = ", ".join(f"{head} {name}" for head, name in found.choice.strategies.items())
+    print(f"{out}: {len(blend.runs)} run(s), {ways}; out of fold {found.pool.task.metric} {blend.score}")
+    if len(found.alone) > 1:
+        gained = "{:+.4f} ({:+.4f} to {:+.4f})".format(rival.shortfall.value, *rival.shortfall.interval)
+        alone = f"the best run alone, {rival.run}, gets {rival.score.total:.4f} by rules of its own"
+        print(f"{alone}; the blend gains {gained}")
+    if blend.prior_shift:
+        print("the kernel corrects for the test's class shares, which these scores are without")
+    print(f"{page}: what was tried, score against time, how runs differ, and where")
+    names = " ".join(str(folders[name]) for name in blend.runs)
+    print(f"next: kaggle-kit bundle {names} --blend {out} --out ./bundle")
 
 
 def _result(out: Path, page: Path, found: FittedBlend, effects: Sequence[ShiftEffect]) -> dict[str, Any]:
@@ -242,6 +274,8 @@ def _result(out: Path, page: Path, found: FittedBlend, effects: Sequence[ShiftEf
         "page": page,
         "runs": found.blend.runs,
         "shares": found.blend.shares(),
+        "alone": found.alone,
+        "rival": found.rival,
         "strategies": found.choice.strategies,
         "steps": found.steps,
         "score": found.blend.score,

@@ -49,6 +49,10 @@ class Blend:
         seconds_on: The machine that `seconds` were measured on.
         ranks: {head: {run: (C, Q) quantiles of its out-of-fold probabilities}} of heads mixed by rank.
         oof_hashes: {run: SHA-256 of its oof.npz} that all this was fitted on; empty where nothing was.
+        num_images: How many images all this was fitted on, which runs that were left out predict as well; 0: nothing
+            was fitted.
+        classes: {head: C class names, in the order of mixes and rules}; of heads that are not named, that of the first
+            run.
     """
 
     runs: tuple[str, ...]
@@ -58,6 +62,8 @@ class Blend:
     seconds_on: str = ""
     ranks: dict[str, dict[str, Table]] = field(default_factory=dict)
     oof_hashes: dict[str, str] = field(default_factory=dict)
+    num_images: int = 0
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -173,7 +179,7 @@ def _rank_tables(blend: Blend, head: str) -> list[Floats]:
         raise PredictionError(
             f"head {head!r} is mixed by rank, and `ranks` has no quantiles of run {absent[0]!r}; make the blend again"
         )
-    return [tables[name].values() for name in blend.runs]
+    return [tables[name].values for name in blend.runs]
 
 
 def blend_predictions(blend: Blend, runs: Mapping[str, Predictions]) -> Predictions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -42,7 +43,7 @@ class Table:
             raise SettingError(f"`data` is not base64 ({error}); make the blend again") from None
         if size != 4 * int(np.prod(self.shape)) or min(self.shape, default=0) < 0:
             raise SettingError(f"`data` holds {size} bytes; shape {self.shape} needs {4 * int(np.prod(self.shape))}")
-        if not np.isfinite(self.values()).all():
+        if not np.isfinite(self.values).all():
             raise SettingError("`data` holds NaN or infinite numbers; make the blend again")
 
     @classmethod
@@ -51,8 +52,9 @@ class Table:
         data = np.ascontiguousarray(values, "<f4").tobytes()
         return cls(shape=tuple(values.shape), data=base64.b64encode(data).decode("ascii"))
 
+    @cached_property
     def values(self) -> Floats:
-        """Return the array."""
+        """The array, decoded once; not to be written to."""
         return np.frombuffer(base64.b64decode(self.data), "<f4").reshape(self.shape).astype(np.float64)
 
 
@@ -265,13 +267,13 @@ def softmax(scores: Floats) -> Floats:
 def _stacked(mix: Mix, head: str, runs: Sequence[Probs], multilabel: Collection[str]) -> Floats:
     assert mix.stack is not None
     features = stack_features(runs, mix.stack.sources, multilabel=multilabel, temperatures=mix.temperatures)
-    coefficients = mix.stack.coefficients.values()
+    coefficients = mix.stack.coefficients.values
     if features.shape[1] != len(coefficients):
         raise PredictionError(
             f"head {head!r}: a stack of {len(coefficients)} features got {features.shape[1]}; give it the runs and "
             "classes that it was fitted on"
         )
-    scores = features @ coefficients + mix.stack.intercept.values()
+    scores = features @ coefficients + mix.stack.intercept.values
     return _sigmoid(scores) if head in multilabel else softmax(scores)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,16 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
             raise PredictionError(f"head {head!r}: parts have {sorted(sizes)} classes; predict the same classes")
     probs = {head: np.concatenate([part.probs[head] for part in parts]) for head in heads}
     return Predictions(ids=np.concatenate([part.ids for part in parts]), probs=probs, multilabel=multilabel)
+
+
+def take_columns(probs: Probs, columns: Mapping[str, npt.NDArray[np.int64]]) -> Probs:
+    """Return probabilities with classes in another order.
+
+    Args:
+        probs: {head: (N, C)}.
+        columns: {head: (C,) the column of each class}; heads that are not named stay as they are.
+    """
+    return {head: np.take(own, columns[head], axis=1) if head in columns else own for head, own in probs.items()}
 
 
 def _check_ids(ids: Text) -> None:

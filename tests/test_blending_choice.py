@@ -9,6 +9,7 @@ from kaggle_kit.blend_command import METHODS
 from kaggle_kit.blending import Budget, blend_pool, with_diversity
 from kaggle_kit.blending.costs import Costs
 from kaggle_kit.blending.pool import Pool, join_predictions
+from kaggle_kit.blending.prefixes import helpful_runs
 from kaggle_kit.blending.strategies import MEANINGS, STRATEGIES, HeadFitter, strategies_for
 from kaggle_kit.blending.tables import format_order, format_steps, format_weights
 from kaggle_kit.ensemble import blend_probs, load_blend, save_blend
@@ -159,7 +160,7 @@ def test_a_single_run_is_left_as_it_is() -> None:
     pool = make_pool(make_task(), [2.0])
     found = blend_pool(pool, draws=50)
     assert found.blend.runs == ("run0",) and not found.shortfalls
-    assert strategies_for(pool) == ("mean", "calibrated")
+    assert strategies_for(pool) == ("mean",)
 
 
 def test_multilabel_heads_are_blended() -> None:
@@ -192,9 +193,30 @@ def test_few_groups_that_agree_by_chance_are_not_enough() -> None:
         assert by_groups.interval[0] <= by_images.interval[0] and by_groups.interval[1] >= by_images.interval[1]
 
 
-def test_runs_without_which_the_blend_scores_no_less_are_left_out() -> None:
+def test_runs_that_harm_beyond_luck_are_left_out_wherever_they_come() -> None:
     pool = make_pool(make_task(), [2.5, 2.4, 0.0], rows=900, common=0.1)
-    found = blend_pool(pool, draws=100)
-    assert "run2" not in found.blend.runs
-    kept = blend_pool(pool, strategies=["mean"], draws=100)
-    assert "run2" in kept.blend.runs
+    means = dict.fromkeys(pool.task.heads, "mean")
+    assert helpful_runs(pool, means, rules=()) == ("run0", "run1")
+    assert helpful_runs(pool.of(["run2", "run1", "run0"]), means, rules=()) == ("run1", "run0")
+
+
+def test_the_best_run_alone_is_decided_by_rules_of_its_own() -> None:
+    pool = make_pool(make_task("macro_recall"), [1.0, 2.5, 1.2], common=0.2)
+    found = blend_pool(pool, strategies=["mean"], draws=50)
+    alone = blend_pool(pool.of(["run1"]), draws=50)
+    assert found.rival.run == "run1" and alone.blend.score is not None and found.blend.score is not None
+    assert found.rival.score.total == pytest.approx(alone.blend.score.total)
+    assert found.rival.shortfall.value == pytest.approx(found.blend.score.total - alone.blend.score.total)
+    assert set(found.alone) == {"run0", "run1", "run2"}
+
+
+def test_ranks_of_a_part_are_taken_from_the_others() -> None:
+    pool = make_pool(make_task(), [1.5, 1.0])
+    fitter = HeadFitter(pool, "root")
+    changed = [{name: values.copy() for name, values in run.items()} for run in pool.runs]
+    held = pool.parts == 0
+    for run in changed:
+        run["root"][held] = run["root"][held][:, ::-1]
+    other = HeadFitter(dataclasses.replace(pool, runs=tuple(changed)), "root")
+    assert all((a == b).all() for a, b in zip(fitter.ranks(0), other.ranks(0), strict=True))
+    assert not all((a == b).all() for a, b in zip(fitter.ranks(), other.ranks(), strict=True))

@@ -31,17 +31,14 @@ def test_runs_that_nobody_asks_for_may_cost_anything(tmp_path: Path) -> None:
     assert costs == Costs(seconds={"a": 0.5}, device="Tesla T4", measured_here=False)
 
 
-def test_costs_of_runs_add_up_in_any_order() -> None:
-    costs = Costs(seconds={"a": 0.1, "b": 0.2, "c": 0.3}, device="")
-    assert costs.total(["a", "b", "c"]) == costs.total(["c", "b", "a"]) == pytest.approx(0.6)
-    assert costs.hours(["b", "c"], 7200) == pytest.approx(1)
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"runs": {"a": 1}}, r"does not say what 1 of 2 runs take: 'b'; known: a; add `runs.b`"),
-        ({"runs": {"a": 1, "bb": 1}}, r"'b'; did you mean 'bb'\?"),
+        (
+            {"runs": {"a": 1}},
+            r"does not say what 1 of 2 runs take: 'b'; add `runs.b`.* by the name of the run's folder$",
+        ),
+        ({"runs": {"a": 1, "bb": 1}}, r"'b'; add `runs.b`.* the name of the run's folder; did you mean 'bb'\?$"),
         ({"runs": {}}, r"2 of 2 runs take: 'a', 'b'; add `runs.a`"),
         ({"runs": {"a": 1, "b": 0}}, r"costs.json: run 'b' takes 0 seconds .* above 0; mend `runs`"),
         ({"runs": {"a": 1, "b": -0.5}}, r"run 'b' takes -0.5"),
@@ -50,11 +47,11 @@ def test_costs_of_runs_add_up_in_any_order() -> None:
         ({"runs": {"a": "fast", "b": 1}}, r"run 'a' takes 'fast'"),
         ({"runs": {"a": True, "b": 1}}, r"run 'a' takes True"),
         ({"runs": {"a": None, "b": 1}}, r"run 'a' takes None"),
-        ({"runs": [1, 2]}, r"holds `runs` list"),
-        ({"device": ""}, r"`device` ''; expected"),
+        ({"runs": [1, 2]}, r"holds `runs` list .*seconds: \{\"format\": 1"),
+        ({"device": ""}, r"`device` '', rather than .*; expected, by the names of the runs' folders"),
         ({"device": None}, r"`device` None"),
-        ({"kind": "blend"}, r"of kind 'blend' and format 1; expected kind 'costs' and format 1"),
-        ({"format": 2}, r"format 2; expected"),
+        ({"kind": "blend"}, r"of kind 'blend' and format 1, rather than 'costs' and 1; expected, by the names"),
+        ({"format": 2}, r"format 2, rather than 'costs' and 1; expected"),
     ],
 )
 def test_a_file_that_says_no_costs_is_refused(tmp_path: Path, changed: dict[str, object], message: str) -> None:
@@ -62,11 +59,23 @@ def test_a_file_that_says_no_costs_is_refused(tmp_path: Path, changed: dict[str,
         read_costs(costs_file(tmp_path, **changed), ["a", "b"])
 
 
+def test_a_run_is_not_taken_for_another_that_is_given(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"'resnet_b'; add") as caught:
+        read_costs(costs_file(tmp_path, runs={"resnet_a": 1}), ["resnet_a", "resnet_b"])
+    assert "mean" not in str(caught.value) and "?" not in str(caught.value)
+
+
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "kind None"), ("", "is not JSON")])
-def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "costs.json").write_text(text)
-    with pytest.raises(SettingError, match=message):
-        read_costs(tmp_path / "costs.json", ["a"])
+def test_a_file_of_something_else_is_refused_with_an_example_that_works(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "costs.json"
+    path.write_text(text)
+    with pytest.raises(SettingError, match=message) as caught:
+        read_costs(path, ["resnet18"])
+    said = str(caught.value)
+    path.write_text(said[said.index('{"format"') :])
+    assert read_costs(path, ["resnet18"]).device == "Tesla T4"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -86,9 +95,39 @@ def test_a_run_is_measured_with_all_its_fold_models(trained: tuple[Toy, list[Run
 def test_fold_models_add_up(trained: tuple[Toy, list[Run]], monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained[1][0]
     single = dataclasses.replace(run, folds={0: run.folds[0]})
-    monkeypatch.setattr("kaggle_kit.blending.costs._time_image", lambda network, images, limit_s: 0.25)
+    monkeypatch.setattr("kaggle_kit.blending.costs._time_image", lambda timed, limit_s: 0.25)
     assert measure_costs([run]).seconds == {run.name: 0.5}
     assert measure_costs([single]).seconds == {run.name: 0.25}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "steady"), [((0.2, 0.21, 0.25), True), ((0.2, 0.9, 0.21), False), ((0.5, 0.2, 0.2), False)]
+)
+def test_runs_take_turns_and_the_fastest_round_counts(
+    trained: tuple[Toy, list[Run]], monkeypatch: pytest.MonkeyPatch, rounds: tuple[float, ...], steady: bool
+) -> None:
+    runs, turns = trained[1], []
+
+    def took(timed: object, *, limit_s: float) -> float:
+        assert limit_s == 2.0
+        turns.append(id(timed))
+        return rounds[(len(turns) - 1) // len(runs)]
+
+    monkeypatch.setattr("kaggle_kit.blending.costs._time_image", took)
+    costs = measure_costs(runs, images=4, seconds_a_run=6.0)
+    assert turns == turns[: len(runs)] * 3 and len(set(turns)) == len(runs)
+    assert costs.seconds == pytest.approx({run.name: 0.2 * len(run.folds) for run in runs})
+    assert costs.steady is steady
+
+
+def test_the_device_counts_threads_in_words(trained: tuple[Toy, list[Run]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("kaggle_kit.blending.costs._time_image", lambda timed, limit_s: 0.25)
+    said = []
+    for count in (1, 2):
+        monkeypatch.setattr("torch.get_num_threads", lambda count=count: count)
+        said.append(measure_costs(trained[1][:1], images=2).device)
+    assert said == ["this CPU, 1 thread", "this CPU, 2 threads"]
 
 
 def test_a_run_whose_images_are_gone_cannot_be_measured(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:

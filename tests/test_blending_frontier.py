@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +13,6 @@ from kaggle_kit.blending.costs import Costs
 from kaggle_kit.blending.frontier import (
     FrontierPoint,
     SubsetScores,
-    best_within,
     find_frontier,
     format_frontier,
     point_within,
@@ -21,8 +20,7 @@ from kaggle_kit.blending.frontier import (
 )
 from kaggle_kit.blending.plots import draw_frontier
 from kaggle_kit.blending.pool import Pool
-from kaggle_kit.blending.subsets import prior_goodness
-from kaggle_kit.errors import DataError, SettingError
+from kaggle_kit.errors import SettingError
 from kaggle_kit.metrics import LOWER_IS_BETTER
 from kaggle_kit.scores import score_answers
 from kaggle_kit.task import Metric, task_from_plain
@@ -98,6 +96,19 @@ def every_subset(names: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [some for size in range(1, 1 + len(names)) for some in itertools.combinations(names, size)]
 
 
+def count_scored(scores: SubsetScores, monkeypatch: pytest.MonkeyPatch) -> list[frozenset[int]]:
+    """Return what grows by every subset that is asked for."""
+    asked: list[frozenset[int]] = []
+    measure = scores.measure
+
+    def counted(several: Sequence[frozenset[int]]) -> Any:
+        asked.extend(several)
+        return measure(several)
+
+    monkeypatch.setattr(scores, "measure", counted)
+    return asked
+
+
 def sign(metric: str) -> int:
     return -1 if metric in LOWER_IS_BETTER else 1
 
@@ -115,7 +126,6 @@ def test_a_subset_scores_what_its_mean_scores_in_all_and_without_each_part(metri
         for part, number in enumerate(np.unique(pool.parts)):
             found = scores.value(scores.goodness(subset, without=part))
             assert found == pytest.approx(mean_score(pool, some, pool.parts != number))
-    assert scores.num_scored == 15
 
 
 @pytest.mark.parametrize("metric", [metric for metric in COUNTED if metric != "quadratic_kappa"])
@@ -125,22 +135,6 @@ def test_subsets_of_multilabel_heads_score_what_their_mean_scores(metric: Metric
     for some in every_subset(pool.names):
         subset = frozenset(pool.names.index(name) for name in some)
         assert scores.value(scores.goodness(subset)) == pytest.approx(mean_score(pool, some))
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_no_run_is_worth_what_the_class_shares_score(metric: Metric) -> None:
-    pool = make_pool(1, metric=metric)
-    shares = {head: np.tile(priors, (len(pool), 1)) for head, priors in pool.priors.items()}
-    expected = score_answers(pool.task, pool.truth, shares).total
-    assert prior_goodness(pool) == pytest.approx(sign(metric) * expected)
-    assert (prior_goodness(pool) < 0) == (metric == "log_loss")
-
-
-def test_a_metric_without_a_value_is_refused() -> None:
-    pool = make_pool(1, metric="roc_auc", heads={"root": {"classes": 4}})
-    pool.truth["root"][:] = 2
-    with pytest.raises(DataError, match="roc_auc has no value"):
-        prior_goodness(pool)
 
 
 @pytest.mark.parametrize(("metric", "num_runs"), [("macro_recall", 6), ("log_loss", 5), ("quadratic_kappa", 3)])
@@ -167,9 +161,10 @@ def test_the_best_within_a_budget_fits_it_and_more_never_scores_less(metric: Met
     seconds, scores = make_seconds(pool), scores_of(pool)
     cost = {some: sum(seconds[name] for name in some) for some in every_subset(pool.names)}
     goodness = {some: sign(metric) * mean_score(pool, some) for some in cost}
+    points = find_frontier(pool.names, seconds, scores)
     before = -np.inf
     for limit in np.linspace(min(seconds.values()), 1.1 * sum(seconds.values()), 25):
-        runs = best_within(pool.names, seconds, scores, limit)
+        runs = point_within(points, limit).runs
         assert cost[runs] <= limit
         assert goodness[runs] == pytest.approx(max(goodness[some] for some in cost if cost[some] <= limit))
         assert goodness[runs] >= before - 1e-9
@@ -185,11 +180,14 @@ def test_the_search_of_many_runs_finds_what_all_subsets_of_few_say(seed: int) ->
     assert [point.runs for point in searched] == [point.runs for point in every]
 
 
-def test_twenty_runs_are_searched_within_the_number_of_subsets_and_alike_every_time() -> None:
+def test_twenty_runs_are_searched_within_the_number_of_subsets_and_alike_every_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pool = make_pool(20, num_rows=60)
     seconds, scores = make_seconds(pool), scores_of(pool)
+    scored = count_scored(scores, monkeypatch)
     points = find_frontier(pool.names, seconds, scores, most_subsets=900)
-    assert scores.num_scored <= 900
+    assert len(scored) == len(set(scored)) <= 900
     assert all(a.score < b.score for a, b in itertools.pairwise(points))
     assert find_frontier(pool.names, seconds, scores, most_subsets=900) == points
     scores.measure([frozenset([1, 2, 3, 5, 8, 13])])  # what else was scored changes nothing
@@ -228,11 +226,7 @@ def test_one_part_alone_has_no_nested_score() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_one_image_has_a_frontier(metric: Metric) -> None:
     pool = make_pool(3, num_rows=1, metric=metric)
-    if metric in ("roc_auc", "average_precision"):
-        with pytest.raises(DataError, match="no value"):
-            scores_of(pool)
-    else:
-        assert find_frontier(pool.names, None, scores_of(pool))
+    assert find_frontier(pool.names, None, scores_of(pool))
 
 
 def test_equal_runs_are_worth_no_more_than_the_cheapest() -> None:
@@ -256,31 +250,56 @@ def test_without_seconds_runs_count_the_same() -> None:
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "log_loss"])
-def test_the_running_order_takes_what_gains_most_a_second(metric: Metric) -> None:
+@pytest.mark.parametrize("timed", [True, False])
+def test_last_in_running_order_is_what_gains_least_a_second_over_those_before_it(metric: Metric, timed: bool) -> None:
     pool = make_pool(5, metric=metric)
-    seconds, scores = make_seconds(pool), scores_of(pool)
+    seconds, scores = make_seconds(pool) if timed else None, scores_of(pool)
     order = running_order(pool.names, seconds, scores)
     assert sorted(order) == sorted(pool.names)
     assert order == running_order(pool.names, seconds, scores_of(pool))
-    now = scores.prior
-    for place, name in enumerate(order):
-        gains = {
-            other: sign(metric) * mean_score(pool, (*order[:place], other)) - now
-            for other in pool.names[0:]
-            if other not in order[:place]
-        }
-        worth = {other: gain / seconds[other] if gain > 0 else gain for other, gain in gains.items()}
-        assert worth[name] == pytest.approx(max(worth.values()), abs=1e-7)
-        now += gains[name]
+    for size in range(5, 1, -1):
+        whole = sign(metric) * mean_score(pool, order[:size])
+        margin = {}
+        for name in order[:size]:
+            gained = whole - sign(metric) * mean_score(pool, tuple(one for one in order[:size] if one != name))
+            margin[name] = gained / seconds[name] if seconds and gained > 0 else gained
+        assert margin[order[size - 1]] == pytest.approx(min(margin.values()), abs=1e-7)
 
 
-def test_runs_that_only_harm_come_last_however_cheap() -> None:
+def test_a_cheap_run_that_is_weak_does_not_come_before_a_good_one() -> None:
+    pool = make_pool(3, heads={"root": {"classes": 4}})
+    rng = np.random.default_rng(5)
+    weak, good = (
+        np.where(rng.random(len(pool)) < share, pool.truth["root"], rng.integers(0, 4, len(pool)))
+        for share in (0.4, 0.8)
+    )
+    for run, said in zip(pool.runs, (weak, good, good), strict=True):
+        run["root"][:] = 0.1 + 0.6 * np.eye(4)[said]
+    seconds = {"run0": 0.001, "run1": 0.01, "run2": 0.02}
+    assert running_order(pool.names, seconds, scores_of(pool)) == ("run1", "run2", "run0")
+
+
+def test_twenty_runs_are_ordered_by_210_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = make_pool(20, num_rows=40)
+    scores = scores_of(pool)
+    scored = count_scored(scores, monkeypatch)
+    assert sorted(running_order(pool.names, make_seconds(pool), scores)) == sorted(pool.names)
+    assert len(scored) == len(set(scored)) <= 210
+
+
+def test_one_run_is_in_order() -> None:
+    assert running_order(["run0"], {"run0": 2.0}, scores_of(make_pool(1))) == ("run0",)
+
+
+def test_what_harms_most_comes_last_however_cheap() -> None:
     pool = make_pool(4, heads={"root": {"classes": 4}})
-    for bad in (1, 3):
-        pool.runs[bad]["root"][:] = np.eye(4)[(pool.truth["root"] + bad) % 4]
-    seconds = {"run0": 5.0, "run1": 0.01, "run2": 4.0, "run3": 0.02}
-    assert running_order(pool.names, seconds, scores_of(pool))[:2] == ("run2", "run0")
-    assert set(running_order(pool.names, None, scores_of(pool))[2:]) == {"run1", "run3"}
+    for bad, share in ((1, 0.3), (3, 1.0)):
+        wrong = np.random.default_rng(bad).random(len(pool)) < share
+        pool.runs[bad]["root"][:] = pool.runs[0]["root"]
+        pool.runs[bad]["root"][wrong] = np.eye(4)[(pool.truth["root"][wrong] + 1) % 4]
+    for seconds in ({"run0": 5.0, "run1": 4.0, "run2": 4.5, "run3": 0.01}, None):
+        order = running_order(pool.names, seconds, scores_of(pool))
+        assert order[2:] == ("run1", "run3")
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
@@ -294,12 +313,12 @@ def test_seconds_must_be_above_0(value: float) -> None:
 
 def test_a_budget_that_nothing_fits_names_the_cheapest_run() -> None:
     pool = make_pool(3)
-    seconds = {"run0": 0.5, "run1": 0.3, "run2": 1.0}
+    points = find_frontier(pool.names, {"run0": 0.5, "run1": 0.3, "run2": 1.0}, scores_of(pool))
     with pytest.raises(SettingError, match=r"no run fits 1 h for 36,000 images: the cheapest, 'run1', takes 3 h for"):
-        best_within(pool.names, seconds, scores_of(pool), 0.1, num_images=36_000)
+        point_within(points, 0.1, num_images=36_000)
     with pytest.raises(SettingError, match=r"no run fits 100 s for 1,000 images: the cheapest, 'run1', takes 300 s"):
-        best_within(pool.names, seconds, scores_of(pool), 0.1)
-    assert best_within(pool.names, seconds, scores_of(pool), 0.3) == ("run1",)
+        point_within(points, 0.1)
+    assert point_within(points, 0.3).runs == ("run1",)
 
 
 def made_points(count: int, *, low: bool = False, span: float = 60.0) -> list[FrontierPoint]:
@@ -321,9 +340,10 @@ def test_the_table_marks_the_chosen_runs_and_says_where_seconds_come_from() -> N
     lines = format_frontier(
         points, metric="log_loss", chosen=points[2].runs, costs=here, num_images=36_000, accelerator="NvidiaTeslaT4"
     )
-    assert "log_loss: lower is better" in lines[0] and "h for 36,000" in lines[0]
-    assert [" yes " in line for line in lines[1:5]] == [False, False, True, False]
-    assert lines[1].split()[:5] == ["1", "4", "0.04", f"{points[0].score:.4f}", f"{points[0].nested_score:.4f}"]
+    assert "mean of the runs" in lines[0] and "by the highest probability (log_loss: lower is better)" in lines[0]
+    assert "h for 36,000" in lines[1] and " chosen " in lines[1]
+    assert [" yes " in line for line in lines[2:6]] == [False, False, True, False]
+    assert lines[2].split()[:5] == ["1", "4", "0.04", f"{points[0].score:.4f}", f"{points[0].nested_score:.4f}"]
     assert lines[-1] == (
         "seconds were measured here, on this CPU; what they are on NvidiaTeslaT4 is unknown: measure there, and give "
         "that file of costs"
@@ -335,12 +355,30 @@ def test_the_table_marks_the_chosen_runs_and_says_where_seconds_come_from() -> N
     assert lines == [line.rstrip() for line in lines]
 
 
+@pytest.mark.parametrize("chosen", [(), ("a", "b")])
+def test_a_table_of_which_nothing_was_chosen_has_no_column_of_it(chosen: tuple[str, ...]) -> None:
+    points = made_points(4)
+    lines = format_frontier(points, metric="accuracy", chosen=chosen)
+    assert "chosen" not in "".join(lines)
+    assert lines[1].index("which") == lines[2].index(points[0].runs[0])
+    marked = format_frontier(points, metric="accuracy", chosen=points[0].runs)
+    assert marked[1].index("which") == marked[2].index(points[0].runs[0])
+    assert marked[1].index("chosen") == marked[2].index("yes")
+
+
+@pytest.mark.parametrize("measured_here", [True, False])
+def test_the_table_says_where_timings_were_unsteady(measured_here: bool) -> None:
+    costs = Costs(seconds={}, device="this CPU, 1 thread", measured_here=measured_here, steady=False)
+    line = format_frontier(made_points(2), metric="accuracy", costs=costs)[-1]
+    assert "unsteady, so that the running order may change" in line and "on a quiet machine, or give a file" in line
+
+
 def test_a_long_table_leaves_out_what_gains_little() -> None:
     points = made_points(40)
     lines = format_frontier(points, metric="accuracy", chosen=points[-2].runs)
     assert len(lines) < 40 and "left out" in lines[-1]
     assert sum(" yes " in line for line in lines) == 1
-    assert f"{points[-1].score:.4f}" in lines[-2] and f"{points[0].score:.4f}" in lines[1]
+    assert f"{points[-1].score:.4f}" in lines[-2] and f"{points[0].score:.4f}" in lines[2]
     assert " and 24 more" in lines[-2]
 
 
@@ -348,7 +386,7 @@ def test_a_table_without_seconds_has_no_column_of_them() -> None:
     pool = make_pool(2)
     points = find_frontier(pool.names, None, scores_of(pool))
     lines = format_frontier(points, metric="accuracy", num_images=100)
-    assert "1,000" not in lines[0] and "100" not in lines[0] and "not known" in lines[-1]
+    assert "1,000" not in lines[1] and "100" not in lines[1] and "not known" in lines[-1]
 
 
 @pytest.mark.parametrize(("count", "span"), [(1, 1.0), (2, 3.0), (20, 60.0)])

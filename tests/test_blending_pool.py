@@ -201,6 +201,15 @@ class TestClassesInAnotherOrder:
         with pytest.raises(SettingError, match="in another order in run 'b' than in run 'a', and the order counts"):
             make_pool([first, other])
 
+    def test_what_no_bundle_can_hold_together_is_blended_and_noted(self, pair: list[Run]) -> None:
+        sizes = [{"height": 24, "width": width, "fit": "stretch"} for width in (32, 40)]
+        runs = [dataclasses.replace(run, task=make_task(stored=s)) for run, s in zip(pair, sizes, strict=True)]
+        pool = make_pool(runs)
+        assert pool.notes == (
+            "runs 'a' and 'b' cannot be in one bundle, for their tasks differ in `stored.width` (32 and 40): blend "
+            "them to see what that gives, and train both on one task file to submit it",
+        )
+
 
 class TestRunsThatDoNotFit:
     def test_nothing_and_two_of_one_name_are_refused(self, tmp_path: Path, data: Path, pair: list[Run]) -> None:

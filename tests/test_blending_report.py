@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from test_blending_diversity import TAGS, TWO_HEADS, make_pool, mean_of
 
-from kaggle_kit.blending import Budget, FittedBlend
+from kaggle_kit.blending import Budget, FittedBlend, Rival
 from kaggle_kit.blending.choice import Choice, Step
 from kaggle_kit.blending.costs import Costs
 from kaggle_kit.blending.diversity import measure_diversity
 from kaggle_kit.blending.frontier import FrontierPoint
 from kaggle_kit.blending.pictures import draw_matrix
 from kaggle_kit.blending.pool import Pool
+from kaggle_kit.blending.prefixes import Shortfall
 from kaggle_kit.blending.report import page_fields, write_blend_report
 from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.ensemble import Blend, Prefix
@@ -103,6 +104,8 @@ def make_fitted(pool: Pool, *, timed: bool = True, compared: bool = True, notes:
         scores=SplitScore(all=score),
         fitted=None,
         pool=pool,
+        alone={name: 0.5 + number / 100 for number, name in enumerate(names)},
+        rival=Rival(run=names[-1], score=score, shortfall=Shortfall(value=0.01, interval=(-0.01, 0.03), share=0.8)),
         choice=Choice(
             strategies=dict.fromkeys(pool.task.heads, "greedy"), steps=make_steps(list(pool.task.heads)), by_rules=True
         ),
@@ -180,10 +183,9 @@ def test_names_from_files_are_text_and_never_markup(twelve: tuple[FittedBlend, F
 
 def test_the_page_says_what_was_chosen_tried_and_scored(twelve: tuple[FittedBlend, Fields, Page]) -> None:
     fitted, _, page = twelve
-    score, alone = fitted.blend.score, fitted.diversity.scores
-    best = max(alone, key=alone.get)
+    score, rival = fitted.blend.score, fitted.rival
     assert page.has(f"accuracy {score.total:.4f} (95 % interval {score.interval[0]:.4f} to {score.interval[1]:.4f})")
-    assert page.has(f"the best run alone, {best} ({alone[best]:.4f})")
+    assert page.has(f"0.0100 better (-0.0100 to +0.0300) than the best run alone, {rival.run}, by rules of its own")
     assert page.has("Chosen: the weighted mean, weights by greedy forward selection (3 of 12 runs). Out of fold")
     assert page.has("greedy 3 0.9123 +0.0042 +0.0011 to +0.0073 best yes better beyond luck")
     assert page.has("11 of 12 runs with weight")
@@ -241,7 +243,7 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     page = read_page(tmp_path, fitted, Budget(hours=1, images=10))
     check_whole(page)
     assert page.has("Seconds are not known") and not page.has("s for 1,000 images") and not page.has("in time")
-    assert not page.has("How runs differ") and not page.has("Without each run") and not page.has("the best run alone, ")
+    assert not page.has("How runs differ") and not page.has("Without each run")
 
 
 def test_a_blend_of_which_nothing_is_known_has_a_page(tmp_path: Path) -> None:
@@ -281,11 +283,8 @@ def test_a_stack_has_no_weights_to_show(tmp_path: Path) -> None:
 
 def test_a_lower_loss_is_better(tmp_path: Path) -> None:
     fitted = make_fitted(make_pool({"root": {"classes": 3}}, metric="log_loss"))
-    best = min(fitted.diversity.scores, key=fitted.diversity.scores.get)
     page = read_page(tmp_path, fitted)
-    more = fitted.diversity.scores[best] - fitted.scores.all.total
-    change = f"{abs(more):.4f} {'better' if more > 0 else 'worse'} than the best run alone, {best}"
-    assert page.has(change) and page.has("log_loss out of fold, lower is better")
+    assert page.has("0.0100 better (") and page.has("log_loss out of fold, lower is better")
 
 
 @pytest.mark.parametrize(("size", "numbers"), [(2, 2), (12, 132), (13, 0)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,8 @@ import pytest
 import torch
 from conftest import make_wide
 
+from kaggle_kit.blending.ingredients import describe_alone, group_ingredients, name_soups
+from kaggle_kit.blending.pool import make_pool
 from kaggle_kit.blending.soup import Soup, format_soup, make_soup, read_soup
 from kaggle_kit.blending.tasting import Tasting
 from kaggle_kit.ensemble import equal_blend
@@ -272,6 +275,101 @@ def test_runs_that_cannot_be_averaged_are_refused(
     with pytest.raises(error, match=match):
         make_soup([runs["first"], make(runs["first"], tmp_path / "other")], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()
+
+
+def names(groups: list[list[Run]]) -> list[list[str]]:
+    return [[run.name for run in group] for group in groups]
+
+
+def one_fold(run: Run, folder: Path) -> Run:
+    return change_run(run, folder, folds={0: run.folds[0]})
+
+
+def other_images(run: Run, folder: Path) -> Run:
+    return change_run(run, folder, packed_key="0-0")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (other_heads, "runs 'first' and 'other' differ in `task.heads`: "),
+        (other_size, "runs 'first' and 'other' differ in `model.input_size`: [32, 48] and [64, 64]"),
+        (other_folds, "runs 'first' and 'other' validate 48 of 48 images in other folds"),
+        (other_labels, "the folds of runs 'first' and 'other' were made from other labels"),
+        (other_images, "runs 'first' and 'other' were trained from other packed images"),
+        (one_fold, "run 'other' has trained 1 of 2 folds, not fold 1"),
+        (other_model, "run 'other' is the only one of test_efficientnet with folds"),
+    ],
+)
+def test_a_run_that_cannot_be_averaged_is_alone_and_said_to_be(
+    runs: dict[str, Run], tmp_path: Path, make: Callable[[Run, Path], Run], reason: str
+) -> None:
+    first, other = runs["first"], make(runs["first"], tmp_path / "other")
+    groups = group_ingredients([other, first, runs["near"]])
+    assert names(groups) == [["other"], ["first", "near"]]
+    (said,) = describe_alone(groups)
+    assert said.startswith(reason) and "average runs of one architecture" not in said
+    assert len(describe_alone(group_ingredients([first, other]))) == 1 + (make is other_model)
+
+
+def test_runs_are_grouped_as_they_are_averaged_and_those_on_everything_in_no_group(
+    runs: dict[str, Run], tmp_path: Path
+) -> None:
+    first, other = runs["first"], other_size(runs["first"], tmp_path / "a")
+    again = dataclasses.replace(copied(other, tmp_path / "b"), config=other.config)
+    everything = change_run(first, tmp_path / "all", folds={-1: first.folds[0]}, like="first")
+    groups = group_ingredients([everything, first, other, runs["near"], again])
+    assert names(groups) == [["first", "near"], ["a", "b"]] and describe_alone(groups) == []
+    assert group_ingredients([]) == group_ingredients([everything]) == []
+
+
+def test_soups_of_one_architecture_are_told_apart_by_size_then_by_number(runs: dict[str, Run], tmp_path: Path) -> None:
+    first = runs["first"]
+    large, moved = other_size(first, tmp_path / "large"), other_folds(first, tmp_path / "moved")
+    other = other_model(first, tmp_path / "other")
+    assert name_soups([[first], [other]]) == ["soup_test_resnet", "soup_test_efficientnet"]
+    assert name_soups([[first], [large], [moved], [other]]) == [
+        "soup_test_resnet_32x48",
+        "soup_test_resnet_64x64",
+        "soup_test_resnet_32x48_2",
+        "soup_test_efficientnet",
+    ]
+
+
+def with_facts(soup: Soup, folder: Path, **changed: object) -> Run:
+    run = copied(soup.run, folder)
+    facts = json.loads((folder / "soup.json").read_text()) | changed
+    (folder / "soup.json").write_text(json.dumps(facts))
+    return run
+
+
+def test_a_pool_says_by_how_much_a_soup_is_flattered(runs: dict[str, Run], soup: Soup, tmp_path: Path) -> None:
+    (note,) = make_pool([runs["first"], soup.run]).notes
+    assert note.startswith("the 2 of 3 runs that make up the soup 'soup' were chosen by the labels of these images")
+    assert note.endswith("scored on, so that 0.0000 is due to the choice")
+    (note,) = make_pool([with_facts(soup, tmp_path / "some", gain=0.03, alone=0.5, nested=0.51)]).notes
+    assert "is 0.0300, and 0.0100 with members" in note and note.endswith("so that 0.0200 is due to the choice")
+    (note,) = make_pool([with_facts(soup, tmp_path / "unknown", nested=None)]).notes
+    assert note.endswith("is 0.0000; how much of that is due to the choice is not known")
+    assert make_pool([runs["first"], runs["near"]]).notes == ()
+
+
+def test_the_choice_flatters_a_soup_the_same_where_lower_is_better(soup: Soup, tmp_path: Path) -> None:
+    run = with_facts(soup, tmp_path / "loss", gain=0.03, alone=0.5, nested=0.49)
+    task = dataclasses.replace(run.task, metric="log_loss")
+    (note,) = make_pool([dataclasses.replace(run, task=task)]).notes
+    assert "is 0.0300, and 0.0100 with members" in note and note.endswith("so that 0.0200 is due to the choice")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"gain": "much"}, {"gain": None}, {"members": []}, {"members": 2}, {"nested": [1]}, {"tried": None}]
+)
+def test_a_pool_names_a_soup_s_file_that_does_not_read(soup: Soup, tmp_path: Path, changed: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=r"soup.json does not read .*; make the soup again"):
+        make_pool([with_facts(soup, tmp_path / "soup", **changed)])
+    (tmp_path / "soup" / "soup.json").write_text("[")
+    with pytest.raises(DataError, match=r"soup.json does not read"):
+        make_pool([read_run(tmp_path / "soup")])
 
 
 def test_too_few_runs_and_a_run_s_own_folder_are_refused(runs: dict[str, Run], tmp_path: Path) -> None:

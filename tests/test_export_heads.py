@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,24 @@ from test_multilabel import NAMES, TAGS, sets_of
 
 from kaggle_kit.blending import fit_blend
 from kaggle_kit.decision import Decision, HeadRule
-from kaggle_kit.ensemble import Prefix, blend_predictions, equal_blend
+from kaggle_kit.ensemble import Blend, Prefix, blend_predictions, equal_blend
 from kaggle_kit.errors import BundleError, ExportError, PredictionError, SettingError
-from kaggle_kit.export.bundle import _check_score, _Exported, _sampled_ids, _shared_oofs, write_bundle
+from kaggle_kit.export.bundle import (
+    _check_score,
+    _Exported,
+    _sampled_ids,
+    _shared_oofs,
+    write_bundle,
+)
 from kaggle_kit.export.onnx import ExportGraph, export_onnx, measure_parity
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import class_shares, read_labels, resolve_classes
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, read_run, write_run
 from kaggle_kit.runtime.backends import OnnxSession
-from kaggle_kit.runtime.bundle import Member, Parity, open_bundle
+from kaggle_kit.runtime.bundle import Member, Parity, file_sha256, open_bundle
 from kaggle_kit.runtime.predictor import Predictor, predict_submission
+from kaggle_kit.scores import score_answers
 from kaggle_kit.sources import PackedSource, open_source
 from kaggle_kit.submission import read_submission
 from kaggle_kit.tables import read_columns, rows_of, write_rows
@@ -207,6 +215,55 @@ def exported(run: Run, oof: Predictions) -> list[_Exported]:
     return members
 
 
+def shared_oofs(runs: list[Run], blend: Blend, *, others: Sequence[Run] = ()) -> dict[str, Predictions]:
+    return _shared_oofs(runs, blend, columns={run.name: {} for run in runs}, others=others)
+
+
+class TestImagesFittedOn:
+    """Of a blend of the images that its run shares with one that it left out, of fewer images and another task."""
+
+    @pytest.fixture
+    def runs(self, mixed: tuple[Toy, list[Run], Path], tmp_path: Path) -> list[Run]:
+        first, second = mixed[1][1:]
+        fewer = read_run(shutil.copytree(second.folder, tmp_path / "second"))
+        fewer.oof().align(fewer.oof().ids[5:]).save(fewer.oof_file)
+        return [first, fewer]
+
+    def blend(self, runs: list[Run], num_images: int) -> Blend:
+        hashes = {runs[0].name: file_sha256(runs[0].oof_file)}
+        return dataclasses.replace(equal_blend([runs[0].name]), oof_hashes=hashes, num_images=num_images)
+
+    def test_runs_that_were_left_out_tell_which(self, runs: list[Run]) -> None:
+        (shared,) = shared_oofs(runs[:1], self.blend(runs, 43), others=runs[1:]).values()
+        assert (np.sort(shared.ids) == np.sort(runs[1].oof().ids)).all()
+        (whole,) = shared_oofs(runs[:1], self.blend(runs, 48), others=runs[1:]).values()
+        assert len(whole) == 48, "a run that the blend was not made from changes nothing"
+
+    def test_without_them_the_repair_is_named(self, runs: list[Run], tmp_path: Path) -> None:
+        message = r"fitted on 43 images, and the 1 run\(s\) given share 48; give `kaggle-kit bundle` all runs that"
+        with pytest.raises(BundleError, match=message):
+            write_bundle(runs[:1], self.blend(runs, 43), tmp_path / "bundle")
+        with pytest.raises(BundleError, match=r"fitted on 40 images, and the 2 run\(s\) given share 43"):
+            write_bundle(runs, self.blend(runs, 40), tmp_path / "bundle")
+
+    def test_what_was_blended_on_common_images_becomes_a_bundle(self, runs: list[Run], tmp_path: Path) -> None:
+        blend = fit_blend(runs, strategies=("mean",), common_only=True, fit_rules=False).blend
+        assert blend.num_images == 43 and blend.score is not None
+        bundle = write_bundle(runs, blend, tmp_path / "both", parity_rows=4)
+        assert bundle.blend == blend and bundle.oof_score == blend.score.total
+        oof = runs[0].oof().align(runs[1].oof().ids)
+        expected = score_answers(runs[0].task, runs[0].labels().align(oof.ids).classes, oof.probs).total
+        one = write_bundle(runs, self.blend(runs, 43), tmp_path / "one", parity_rows=4)
+        assert one.oof_score == pytest.approx(expected) and {member.run for member in one.members} == {"first"}
+
+    def test_what_a_run_that_is_not_blended_was_trained_for_does_not_matter(
+        self, runs: list[Run], tmp_path: Path
+    ) -> None:
+        other = dataclasses.replace(runs[1], task=dataclasses.replace(runs[1].task, metric="accuracy"))
+        bundle = write_bundle([runs[0], other], equal_blend([runs[0].name]), tmp_path / "bundle", parity_rows=4)
+        assert bundle.task == runs[0].task
+
+
 class TestScore:
     """Of the runs `all`, on everything, and `first` and `second`, which hold out by different folds."""
 
@@ -250,7 +307,7 @@ class TestScore:
         fewer.oof().align(part).save(fewer.oof_file)
         chosen, blend = [runs[1], fewer], equal_blend(["first", "second"])
         fitted = dataclasses.replace(blend, oof_hashes={"first": "", "second": ""})
-        shared = _shared_oofs(chosen, fitted)
+        shared = shared_oofs(chosen, fitted)
         assert [len(oof) for oof in shared.values()] == [43, 43]
         assert set(_sampled_ids(chosen, shared, 500)) == set(part)
         with pytest.raises(PredictionError, match="run 'second' predicts 43 images"):
@@ -258,7 +315,7 @@ class TestScore:
         nothing = flipped(fewer.oof())
         dataclasses.replace(nothing, ids=np.char.add("x", nothing.ids)).save(fewer.oof_file)
         with pytest.raises(BundleError, match="share no validation images"):
-            _shared_oofs(chosen, fitted)
+            shared_oofs(chosen, fitted)
 
     def test_members_are_compared_with_torch_on_images_of_their_own_fold(
         self, mixed: tuple[Toy, list[Run], Path]

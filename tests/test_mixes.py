@@ -277,7 +277,7 @@ def test_a_stack_is_a_linear_model_of_the_logarithms_of_its_sources() -> None:
     logs = [[np.log(run["b"]), np.log(run["a"]), np.log(run["c"] / (1 - run["c"].astype(np.float64)))] for run in runs]
     features = np.concatenate([block for run in logs for block in run], axis=1)
     np.testing.assert_allclose(stack_features(runs, ("b", "a", "c"), multilabel=("c",)), features, atol=1e-5)
-    expected = softmax(features @ mix.stack.coefficients.values() + 1)
+    expected = softmax(features @ mix.stack.coefficients.values + 1)
     np.testing.assert_allclose(mix_head(mix, "a", runs, multilabel=("c",)), expected, atol=1e-6)
     halved = stack_features(runs, ("a",), temperatures=(2.0, 4.0))
     np.testing.assert_allclose(halved, features[:, [2, 3, 4, 5, 11, 12, 13, 14]] / np.repeat([2, 4], 4), atol=1e-6)
@@ -311,9 +311,9 @@ def test_a_mix_survives_json(mix: Mix) -> None:
 
 def test_a_table_keeps_float32_values_and_its_shape() -> None:
     values = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    assert (Table.of(values).values() == values).all()
-    assert (Table.of(values.T).values() == values.T).all()
-    assert Table.of(np.zeros((0, 4))).values().shape == (0, 4)
+    assert (Table.of(values).values == values).all()
+    assert (Table.of(values.T).values == values.T).all()
+    assert Table.of(np.zeros((0, 4))).values.shape == (0, 4)
 
 
 @pytest.mark.parametrize("num_runs", [1, 3, 7, 20, 49])

@@ -19,22 +19,36 @@ from kaggle_kit.blending.costs import Costs
 from kaggle_kit.blending.diversity import Diversity, measure_diversity
 from kaggle_kit.blending.frontier import FrontierPoint, SubsetScores, find_frontier, point_within, running_order
 from kaggle_kit.blending.pool import Pool, make_pool
-from kaggle_kit.blending.prefixes import Shortfall, decide_nested, fit_prefixes, reorder_mix
+from kaggle_kit.blending.prefixes import (
+    Decided,
+    Shortfall,
+    decide_pool,
+    fit_prefixes,
+    helpful_runs,
+    make_fitters,
+    measure_shortfall,
+    reorder_mix,
+)
 from kaggle_kit.blending.strategies import HeadFitter, Strategy, is_large
-from kaggle_kit.decision_fitting import FittedDecision
+from kaggle_kit.decision_fitting import RULES, FittedDecision, FittedRule
 from kaggle_kit.ensemble import Blend
-from kaggle_kit.errors import SettingError
+from kaggle_kit.errors import SettingError, some_of
 from kaggle_kit.labels import Classes
+from kaggle_kit.metrics import gain
 from kaggle_kit.mixes import Mix, Table
 from kaggle_kit.predictions import Predictions, Probs
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import file_sha256
-from kaggle_kit.scores import DRAWS, SplitScore, score_split
+from kaggle_kit.scores import DRAWS, Score, SplitScore, score_answers, score_split
 from kaggle_kit.shift_effect import ShiftEffect, prior_shift_effect
 from kaggle_kit.task import refuse_multilabel
 
-_PREFIX_DRAWS = 200
-_TIE = 5e-4  # scores closer than this, and within luck, are equal
+_FOR_BUDGET = (
+    "they do not fit the budget with the others, which were picked on the images that score them here, and that "
+    "flatters a little"
+)
+_HARMFUL = "the others score better without, beyond luck"
+_NEEDLESS = "the others score as well without (a tie, which fewer runs win)"
 _FEW_RUNS, _FEW_SUBSETS = 8, 256  # looked at for the frontier of a large pool
 
 
@@ -58,6 +72,21 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rival:
+    """The best run alone, decided as it would be, which a blend has to beat.
+
+    Attributes:
+        run: Its name.
+        score: Of rules that were fitted to it, each image decided by rules fitted without its fold.
+        shortfall: By how much that is below the blend.
+    """
+
+    run: str
+    score: Score
+    shortfall: Shortfall
+
+
+@dataclass(frozen=True, kw_only=True)
 class FittedBlend:
     """A blend, and how it was found.
 
@@ -69,7 +98,9 @@ class FittedBlend:
         scores: Of the highest probability (multi-label: of 0.5), on seen and unseen combinations apart.
         fitted: What rules were tried; None when none were.
         pool: The runs that were blended: those given, but for what was left out.
-        choice: What was tried for each head, and what is used.
+        alone: {run: score by the highest probability, on the pool's images} of all runs that were given.
+        rival: The best of these alone.
+        choice: What was tried for each head, with all runs that fit the budget, and what is used.
         shortfalls: How far each prefix of the blend but the whole falls short of it.
         frontier: The best equal means for the time they take, of all runs given.
         costs: What a run takes; None where that is not known.
@@ -84,6 +115,8 @@ class FittedBlend:
     scores: SplitScore
     fitted: FittedDecision | None
     pool: Pool
+    alone: dict[str, float]
+    rival: Rival
     choice: Choice
     shortfalls: tuple[Shortfall, ...] = ()
     frontier: tuple[FrontierPoint, ...] = ()
@@ -106,6 +139,7 @@ def fit_blend(
     budget: Budget | None = None,
     costs: Costs | None = None,
     common_only: bool = False,
+    pool: Pool | None = None,
 ) -> FittedBlend:
     """Choose how to blend runs, and fit the rules that decide to the task's metric.
 
@@ -114,10 +148,11 @@ def fit_blend(
         fit_rules: Whether rules are tried; without, the highest probability decides.
         prior_shift: Whether the kernel shall correct for the test's class shares.
         strategies: What to try, the simplest first; None: all that the size allows, and then runs are left out
-            without which the blend scores no less.
+            without which the others score as well.
         budget: Leaves out runs that do not fit it together; needs costs.
         costs: What each run takes.
         common_only: Whether images that some run lacks are left out, rather than refused.
+        pool: What `make_pool` makes of the runs, where that is done already.
 
     Raises:
         SettingError: When no runs are given, two have the same name or different tasks, a budget is given without
@@ -125,7 +160,7 @@ def fit_blend(
         DataError: When runs were trained on folds that do not go together, or the labels have changed since.
         PredictionError: When runs predict different images or classes.
     """
-    pool = make_pool(runs, common_only=common_only)
+    pool = pool or make_pool(runs, common_only=common_only)
     if prior_shift:
         refuse_multilabel(pool.task, "correcting for class shares", "leave --prior-shift out")
     found = blend_pool(pool, fit_rules=fit_rules, strategies=strategies, budget=budget, costs=costs)
@@ -150,7 +185,7 @@ def blend_pool(
         pool: From `join_predictions` or `make_pool`.
         fit_rules: Whether rules that decide are tried.
         strategies: What to try, the simplest first; None: all that the size allows, and then runs are left out
-            without which the blend scores no less.
+            without which the others score as well.
         budget: Leaves out runs that do not fit it together; needs costs.
         costs: What each run takes.
         draws: Resamples of the images for the intervals.
@@ -160,22 +195,49 @@ def blend_pool(
         SettingError: When a budget is given without costs, or fits no run.
     """
     wanted = _Wanted(fit_rules=fit_rules, strategies=strategies, costs=costs, draws=draws, seed=seed)
-    fitters = _fitters(pool)
-    subsets = _subset_scores(pool, fitters)
+    runs = given = _Contenders.of(pool)
     most = {"exhaustive_runs": _FEW_RUNS, "most_subsets": _FEW_SUBSETS} if is_large(pool) else {}
-    frontier = tuple(find_frontier(pool.names, wanted.seconds(pool.names), subsets, **most))
-    notes, fitting = pool.notes, pool.names if budget is None else _fitting(pool.names, frontier, wanted, budget)
-    if len(fitting) < len(pool.names):
-        notes += (_left_out(pool.names, fitting),)
-        pool, fitters, subsets = _narrowed(pool, subsets, fitting)
-    found = _fit(pool, fitters, subsets, wanted)
-    while strategies is None and (enough := _enough(found.shortfalls)):
-        some = found.blend.runs[:enough]
-        more = ", ".join(name for name in found.blend.runs if name not in some)
-        notes += (f"left out: {more}; the others score no less without",)
-        pool, fitters, subsets = _narrowed(pool, subsets, some)
-        found = _fit(pool, fitters, subsets, wanted)
-    return dataclasses.replace(found, frontier=frontier, notes=notes)
+    frontier = tuple(find_frontier(pool.names, wanted.seconds(pool.names), runs.subsets, **most))
+    notes: list[str] = []
+    if budget is not None:
+        runs = runs.only(_fitting(pool.names, frontier, wanted, budget), notes, _FOR_BUDGET)
+    choice = choose_strategies(
+        runs.pool, runs.fitters, fit_rules=fit_rules, strategies=strategies, draws=draws, seed=seed
+    )
+    if strategies is None and not is_large(pool):
+        rules = wanted.rules if choice.by_rules else ()
+        runs = runs.only(helpful_runs(runs.pool, choice.strategies, rules=rules), notes, _HARMFUL)
+    found = _fit(runs, given, choice, wanted)
+    enough = next((count for count, one in enumerate(found.shortfalls, start=1) if one.is_tie), 0)
+    if strategies is None and enough:
+        runs = runs.only(found.blend.runs[:enough], notes, _NEEDLESS)
+        found = _fit(runs, given, choice, wanted)
+    return dataclasses.replace(found, frontier=frontier, notes=(*pool.notes, *notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contenders:
+    """The runs that may take part, and what mixes and scores them."""
+
+    pool: Pool
+    fitters: dict[str, HeadFitter]
+    subsets: SubsetScores
+
+    @classmethod
+    def of(cls, pool: Pool) -> _Contenders:
+        fitters = make_fitters(pool)
+        subsets = SubsetScores.of(pool, {head: fitter.contest() for head, fitter in fitters.items()})
+        return cls(pool=pool, fitters=fitters, subsets=subsets)
+
+    def only(self, names: Sequence[str], notes: list[str], why: str) -> _Contenders:
+        """Return just these, and note who is left out and why."""
+        left = [name for name in self.pool.names if name not in names]
+        if not left:
+            return self
+        notes.append(f"left out: {', '.join(left)}; {why}")
+        some = self.pool.of(names)
+        subsets = self.subsets.among([self.pool.names.index(name) for name in names])
+        return _Contenders(pool=some, fitters=make_fitters(some), subsets=subsets)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,60 +250,68 @@ class _Wanted:
     draws: int
     seed: int
 
+    @property
+    def rules(self) -> tuple[FittedRule, ...]:
+        """What rules that decide are tried."""
+        return RULES if self.fit_rules else ()
+
     def seconds(self, names: Sequence[str]) -> dict[str, float] | None:
-        """Return {run: seconds an image takes} of these runs, in this order, where that is known."""
-        return None if self.costs is None else {name: self.costs.seconds[name] for name in names}
+        """Return {run: seconds an image takes} of these runs, where that is known.
+
+        Raises:
+            SettingError: When it is known of some and not of all.
+        """
+        if self.costs is None:
+            return None
+        absent = [name for name in names if name not in self.costs.seconds]
+        if absent:
+            raise SettingError(
+                f"the costs are of {some_of(self.costs.seconds)}, and not of run {absent[0]!r}; measure it too"
+            )
+        return {name: self.costs.seconds[name] for name in names}
 
 
-def _fit(pool: Pool, fitters: Mapping[str, HeadFitter], subsets: SubsetScores, wanted: _Wanted) -> FittedBlend:
-    """Choose a strategy a head and the running order, and fit mixes and rules to every prefix of it."""
-    choice = choose_strategies(
-        pool,
-        fitters,
-        fit_rules=wanted.fit_rules,
-        strategies=wanted.strategies,
-        draws=wanted.draws,
-        seed=wanted.seed,
-    )
-    mixes = {head: fitter.fit(choice.strategies[head]) for head, fitter in fitters.items()}
-    order = _order(pool, subsets, mixes, wanted)
-    nested = {head: fitter.nested(choice.strategies[head]) for head, fitter in fitters.items()}
-    whole = decide_nested(pool, nested, fit_rules=wanted.fit_rules, draws=wanted.draws, seed=wanted.seed)
-    prefixes, shortfalls = fit_prefixes(pool.of(order), choice.strategies, whole.answers, fit_rules=wanted.fit_rules)
-    mixes = {head: reorder_mix(mix, pool.names, order) for head, mix in mixes.items()}
+def _fit(runs: _Contenders, given: _Contenders, choice: Choice, wanted: _Wanted) -> FittedBlend:
+    """Fit what was chosen to all these runs, put those that count in running order, and fit every prefix of it."""
+    pool = runs.pool
+    whole = decide_pool(pool, runs.fitters, choice.strategies, rules=wanted.rules, draws=wanted.draws, seed=wanted.seed)
+    order = _order(runs, whole.mixes, wanted)
+    light = wanted.rules[:1] if is_large(pool) else wanted.rules
+    prefixes, shortfalls = fit_prefixes(pool.of(order), choice.strategies, whole, rules=light)
+    mixes = {head: reorder_mix(mix, pool.names, order) for head, mix in whole.mixes.items()}
     blend = Blend(
         runs=order,
-        prefixes=(*prefixes, dataclasses.replace(whole.prefix, heads=mixes)),
+        prefixes=(*prefixes, dataclasses.replace(whole.prefix(), heads=mixes)),
         seconds=wanted.seconds(order) or {},
         seconds_on=wanted.costs.device if wanted.costs else "",
-        ranks=_rank_tables(pool, fitters, mixes, order),
+        ranks=_rank_tables(runs, mixes, order),
+        num_images=len(pool),
+        classes={name: head.class_names for name, head in pool.task.heads.items()},
     )
+    alone = {name: score_answers(pool.task, pool.truth, given.pool.run(name)).total for name in given.pool.names}
     return FittedBlend(
         blend=blend,
-        oof=Predictions(ids=pool.ids, probs=nested, multilabel=pool.task.multilabel_heads),
+        oof=Predictions(ids=pool.ids, probs=whole.nested, multilabel=pool.task.multilabel_heads),
         truth=pool.truth,
         priors=pool.priors,
-        scores=score_split(pool.task, pool.truth, nested, pool.unseen, draws=wanted.draws, groups=pool.groups),
+        scores=score_split(pool.task, pool.truth, whole.nested, pool.unseen, draws=wanted.draws, groups=pool.groups),
         fitted=whole.fitted,
         pool=pool,
+        alone=alone,
+        rival=_rival(given.pool, alone, whole, wanted),
         choice=choice,
         shortfalls=shortfalls,
         costs=wanted.costs,
     )
 
 
-def _enough(shortfalls: Sequence[Shortfall]) -> int:
-    """Return after how many runs nothing more is gained; 0: all of them are needed."""
-    idle = [one.value <= 0 or (one.value < _TIE and one.may_be_luck) for one in shortfalls]
-    return idle.index(True) + 1 if True in idle else 0
-
-
-def _narrowed(
-    pool: Pool, subsets: SubsetScores, names: Sequence[str]
-) -> tuple[Pool, dict[str, HeadFitter], SubsetScores]:
-    """Return what is needed to blend some of a pool's runs, in this order."""
-    some = pool.of(names)
-    return some, _fitters(some), subsets.among([pool.names.index(name) for name in names])
+def _rival(given: Pool, alone: Mapping[str, float], whole: Decided, wanted: _Wanted) -> Rival:
+    best = max(alone, key=lambda name: gain(given.task.metric, alone[name], 0.0))
+    pool = given.of([best])
+    means: dict[str, Strategy] = dict.fromkeys(pool.task.heads, "mean")
+    decided = decide_pool(pool, make_fitters(pool), means, rules=wanted.rules)
+    shortfall = measure_shortfall(pool, whole.answers, decided.answers)
+    return Rival(run=best, score=decided.score, shortfall=shortfall)
 
 
 def with_diversity(found: FittedBlend) -> FittedBlend:
@@ -249,7 +319,8 @@ def with_diversity(found: FittedBlend) -> FittedBlend:
     pool = found.pool.of(found.blend.runs)
 
     def without(names: tuple[str, ...]) -> Probs:
-        return _nested(pool.of(names), found.choice.strategies)
+        fitters = make_fitters(pool.of(names))
+        return {head: fitter.nested(found.choice.strategies[head]) for head, fitter in fitters.items()}
 
     diversity = measure_diversity(pool, answers=found.oof.probs, without=without, seconds=found.blend.seconds or None)
     return dataclasses.replace(found, diversity=diversity)
@@ -272,38 +343,16 @@ def _fitting(
     return point_within(frontier, budget.seconds, num_images=budget.images).runs
 
 
-def _left_out(names: tuple[str, ...], fitting: tuple[str, ...]) -> str:
-    left = [name for name in names if name not in fitting]
-    return (
-        f"left out for the budget: {', '.join(left)}; the others were picked on the images that score them here, which "
-        "flatters a little (`nested` in the table of subsets does not)"
-    )
-
-
-def _fitters(pool: Pool) -> dict[str, HeadFitter]:
-    return {head: HeadFitter(pool, head) for head in pool.task.heads}
-
-
-def _subset_scores(pool: Pool, fitters: Mapping[str, HeadFitter]) -> SubsetScores:
-    return SubsetScores.of(pool, {head: fitter.contest() for head, fitter in fitters.items()})
-
-
-def _order(pool: Pool, subsets: SubsetScores, mixes: Mapping[str, Mix], wanted: _Wanted) -> tuple[str, ...]:
+def _order(runs: _Contenders, mixes: Mapping[str, Mix], wanted: _Wanted) -> tuple[str, ...]:
     """Return the runs that count in some head, in running order."""
-    counts = np.any([mix.weights or (1.0,) * len(pool.names) for mix in mixes.values()], axis=0)
+    names = runs.pool.names
+    counts = np.any([mix.weights or (1.0,) * len(names) for mix in mixes.values()], axis=0)
     used = np.flatnonzero(counts).tolist()
-    names = [pool.names[run] for run in used]
-    return running_order(names, wanted.seconds(names), subsets.among(used))
+    some = [names[run] for run in used]
+    return running_order(some, wanted.seconds(some), runs.subsets.among(used))
 
 
-def _nested(pool: Pool, strategies: Mapping[str, Strategy]) -> Probs:
-    return {head: fitter.nested(strategies[head]) for head, fitter in _fitters(pool).items()}
-
-
-def _rank_tables(
-    pool: Pool, fitters: Mapping[str, HeadFitter], mixes: Mapping[str, Mix], order: tuple[str, ...]
-) -> dict[str, dict[str, Table]]:
-    by_rank = {head: fitters[head].ranks() for head, mix in mixes.items() if mix.kind == "rank"}
-    return {
-        head: {name: Table.of(tables[pool.names.index(name)]) for name in order} for head, tables in by_rank.items()
-    }
+def _rank_tables(runs: _Contenders, mixes: Mapping[str, Mix], order: tuple[str, ...]) -> dict[str, dict[str, Table]]:
+    by_rank = {head: runs.fitters[head].ranks() for head, mix in mixes.items() if mix.kind == "rank"}
+    names = runs.pool.names
+    return {head: {name: Table.of(tables[names.index(name)]) for name in order} for head, tables in by_rank.items()}

@@ -1,12 +1,13 @@
-"""Which strategy each head is mixed by: a simpler one unless another gains beyond luck on rows it was not fitted on.
+"""Which strategy each head is mixed by: a simpler one unless another is likely to be better on images it has not seen.
 
 The best run alone and the mean of all runs are where it starts, whichever scores higher: neither has a weight that was
 fitted, so the higher score is the better bet, and of equal ones the best run alone is simpler. Every further strategy
-is tried the way it would be used, fitted without a part and applied to it, and takes over where the middle 95 % of its
-gain over the start, and over what took over before, lie above 0: of resampled groups, and where these are few of
-resampled images too. Each strategy is judged by itself, so of many that
-cannot help one may pass by luck; and what is compared is the score after the rules that decide, where these can be
-fitted in reasonable time, and that of the highest probability where not.
+is tried the way it would be used, fitted without a part and applied to it. It takes over where it scores higher than
+the start, and than what took over before, in three of four resamples of the groups, and where these are few of the
+images too; with less it is a tie, which the simpler one wins. That is a bet and no proof, which is what the 95 %
+intervals beside it are for: among so many strategies one passes by luck, and what is chosen scores a little too high.
+What is compared is the score after the rules that decide, where these can be fitted in reasonable time, and that of
+the highest probability where not.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.blending.pool import Pool
-from kaggle_kit.blending.strategies import STRATEGIES, HeadFitter, Strategy, is_large, strategies_for
+from kaggle_kit.blending.strategies import STRATEGIES, HeadFitter, Strategy, strategies_for
 from kaggle_kit.decision import Decision
 from kaggle_kit.decision_fitting import fit_decision
 from kaggle_kit.metrics import CLASS_METRICS, LOWER_IS_BETTER, gain
 from kaggle_kit.predictions import Probs
 from kaggle_kit.progress import progress_bar
-from kaggle_kit.scores import DRAWS, Answers, bootstrap_heads, metric_value, middle_part
+from kaggle_kit.scores import DRAWS, Answers, bootstrap_ways, metric_value, widest_part
 
 Floats = npt.NDArray[np.float64]
 
 _MOST_RULED = 3e6  # probabilities; with more, strategies are compared by the highest one
 _RULE_DRAWS = 200
-_FEW_GROUPS = 20
+SURE = 0.75  # share of resamples in which what is less simple has to score higher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,33 +108,20 @@ def choose_strategies(
                 probs[head] = fitter.nested(name)
                 bar.update()
             answers.append(_answer(pool, probs, by_rules=by_rules, seed=seed))
-    drawn = _resample(pool, answers, draws=draws, seed=seed)
+    sign = -1 if pool.task.metric in LOWER_IS_BETTER else 1
+    ways = bootstrap_ways(pool.task, pool.truth, answers, draws=draws, seed=seed, groups=pool.groups)
     chosen: dict[str, Strategy] = {}
     steps: list[Step] = []
     for column, (head, fitter) in enumerate(fitters.items()):
-        of_head = _Trials(
-            pool=pool, head=head, names=names, answers=answers, drawn=[some[:, :, column] for some in drawn]
-        )
+        own = [sign * drawn[:, :, column] for drawn in ways]
+        of_head = _Trials(pool=pool, head=head, names=names, answers=answers, ways=own)
         pick = of_head.pick()
         chosen[head] = names[pick]
         steps += of_head.steps(pick, [_num_runs(pool, fitter, name) for name in names])
-    untried = tuple(name for name in STRATEGIES if name not in names) if strategies is None and is_large(pool) else ()
+    untried = () if strategies or len(pool.names) == 1 else tuple(name for name in STRATEGIES if name not in names)
+    if len(pool.task.heads) == 1:
+        untried = tuple(name for name in untried if name != "stack-heads")  # there is nothing else to read
     return Choice(strategies=chosen, steps=tuple(steps), by_rules=by_rules, untried=untried)
-
-
-def _resample(pool: Pool, answers: Sequence[Answers], *, draws: int, seed: int) -> list[Floats]:
-    """Return (draws, answers, heads) scores, higher is better: of whole groups, and where these are few of images too.
-
-    Of three writers all agree by chance once in eight times, which is no interval of 95 %.
-    """
-    sign = -1 if pool.task.metric in LOWER_IS_BETTER else 1
-    several = [pool.groups]
-    if pool.groups is not None and len(np.unique(pool.groups)) < _FEW_GROUPS:
-        several.append(None)
-    return [
-        sign * bootstrap_heads(pool.task, pool.truth, answers, draws=draws, seed=seed, groups=groups)
-        for groups in several
-    ]
 
 
 def _answer(pool: Pool, probs: Probs, *, by_rules: bool, seed: int) -> Answers:
@@ -162,14 +150,13 @@ class _Trials:
     head: str
     names: tuple[Strategy, ...]
     answers: list[Answers]
-    drawn: list[Floats]
+    ways: list[Floats]
 
     def pick(self) -> int:
         """Return the index of the strategy to use."""
         start = picked = self._start()
         for index in range(len(self.names)):
-            rivals = {start, picked}
-            if index != start and all(self._interval(index, rival)[0] > 0 for rival in rivals):
+            if index != start and all(self._surely(index, rival) >= SURE for rival in (start, picked)):
                 picked = index
         return picked
 
@@ -185,7 +172,7 @@ class _Trials:
         return starts[int(np.argmax(values))]
 
     def _step(self, index: int, start: int, picked: int, num_runs: int) -> Step:
-        interval = self._interval(index, start)
+        (interval,) = widest_part([drawn[:, [index]] - drawn[:, [start]] for drawn in self.ways])
         return Step(
             head=self.head,
             name=self.names[index],
@@ -198,23 +185,23 @@ class _Trials:
             runs=num_runs,
         )
 
-    def _interval(self, index: int, rival: int) -> tuple[float, float]:
-        """Return between which gains over a rival the middle 95 % lie, whichever way is resampled."""
-        lows, highs = zip(*(middle_part(some[:, [index]] - some[:, [rival]])[0] for some in self.drawn), strict=True)
-        return min(lows), max(highs)
+    def _surely(self, index: int, rival: int) -> float:
+        """Return in which share of resamples a strategy gains over a rival; the lowest of all ways to resample."""
+        return min(float((drawn[:, index] > drawn[:, rival]).mean()) for drawn in self.ways)
 
     def _why(self, index: int, start: int, picked: int, interval: tuple[float, float]) -> str:
         if len(self.names) == 1:
             return "nothing else was tried"
+        other, share = self.names[picked], self._surely(index, start)
         if index == start:
-            return "nothing gains beyond luck" if picked == start else f"{self.names[picked]} is better beyond luck"
+            return "no other is better surely enough" if picked == start else f"{other} is better"
         if index == picked:
-            return "better beyond luck"
-        if interval[0] > 0:
-            simpler = picked < index
-            other = self.names[picked]
-            return f"{other} is simpler, and as good within luck" if simpler else f"{other} is better beyond luck"
-        return "worse" if interval[1] < 0 else "may be luck"
+            return f"better in {share:.0%} of resamples"
+        if share >= SURE:
+            return f"{other} is simpler, and a tie" if picked < index else f"{other} is better"
+        if not any(interval):
+            return "the same"
+        return "worse" if interval[1] < 0 else f"a tie: better in {share:.0%} of resamples"
 
     def _value(self, index: int) -> float:
         head = self.pool.task.heads[self.head]

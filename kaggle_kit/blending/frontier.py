@@ -1,8 +1,8 @@
 """The frontier: which runs, each counting the same, score best for the time they take.
 
-Of up to 12 runs all subsets are scored. Of more, runs are added one by one to none and taken one by one from all, by
-what they gain and by what they gain a second, and single runs of what is best so far are added, dropped and swapped:
-that may miss a subset that is better still.
+Of up to 12 runs all subsets are scored. Of more, runs are added one by one to the best or the cheapest and taken one by
+one from all, by what they gain and by what they gain a second, and single runs of what is best so far are added,
+dropped and swapped: that may miss a subset that is better still.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ _AT_ONCE = 32  # subsets scored together
 _NAMED = 3  # runs of a subset in a line of the table
 _SHOWN = 12  # points of which all are in the table
 _NONE = "-"
+_UNSTEADY = (
+    "the timings were unsteady, so that the running order may change from one time to the next: measure on a quiet "
+    "machine, or give a file of costs"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +71,7 @@ def find_frontier(
         seconds: {run: seconds an image takes}; None: all runs take the same time.
         subsets: Scores of subsets.
         exhaustive_runs: Of so many runs all subsets are scored.
-        most_subsets: How many are scored of more runs; adding to none and taking from all are finished in any case.
+        most_subsets: How many are scored of more runs; adding to one and taking from all are finished in any case.
 
     Raises:
         SettingError: When a run has no seconds.
@@ -110,30 +114,6 @@ def point_within(points: Sequence[FrontierPoint], limit_s: float, *, num_images:
         f"{_time(cheapest.seconds, num_images)}; allow more time, train a smaller model, or give a file of costs if "
         "these were measured on a slower machine"
     )
-
-
-def best_within(
-    names: Sequence[str],
-    seconds: Mapping[str, float],
-    subsets: SubsetScores,
-    limit_s: float,
-    *,
-    num_images: int | None = None,
-) -> tuple[str, ...]:
-    """Return the runs whose mean scores best among those that take no more than so many seconds an image.
-
-    Args:
-        names: R names, in the order of the subsets' numbers.
-        seconds: {run: seconds an image takes}.
-        subsets: Scores of subsets.
-        limit_s: Seconds for an image.
-        num_images: How many images there are, so that an error can speak of hours.
-
-    Raises:
-        SettingError: When no run fits, naming the cheapest and what it takes.
-    """
-    points = find_frontier(names, seconds, subsets)
-    return point_within(points, limit_s, num_images=num_images).runs
 
 
 def _time(seconds: float, num_images: int | None) -> str:
@@ -194,7 +174,7 @@ class _Search:
 
     def _walk(self) -> None:
         for per_second in (False, True):
-            grow(self._goodness, self._costs, prior=self._subsets.prior, per_second=per_second)
+            grow(self._goodness, self._costs, per_second=per_second)
             shrink(self._goodness, self._costs, per_second=per_second)
 
     def _improve(self) -> None:
@@ -266,26 +246,31 @@ def format_frontier(
     num_images: int | None = None,
     accelerator: str = "",
 ) -> list[str]:
-    """Return a table, a line a point, and what its seconds are worth.
+    """Return what the scores are, a table, a line a point, and what its seconds are worth.
 
     Of more than 12 points those that gain little are left out.
 
     Args:
         points: From `find_frontier`.
         metric: The task's.
-        chosen: The runs of the blend; the point that has just these is marked.
+        chosen: The runs of the blend; the point that has just these is marked, in a column that else is left out.
         costs: What the seconds come from.
         num_images: Adds a column of hours for so many images.
         accelerator: The kernel's.
     """
     shown = _shown(points, chosen)
     timed = any(point.seconds is not None for point in points)
+    marked = any(set(point.runs) == set(chosen) for point in points)
     direction = "lower" if metric in LOWER_IS_BETTER else "higher"
     hours = f"h for {num_images:,}" if num_images is not None else ""
     spent = f"{'s for 1,000':>11}  {hours + '  ' if hours else ''}" if timed else ""
-    lines = [f"{'runs':>4}  {spent}{'score':>8}  {'nested':>8}  {'chosen':<6}  which ({metric}: {direction} is better)"]
+    lines = [
+        f"scores are of the plain mean of the runs, each counting the same, by the highest probability ({metric}: "
+        f"{direction} is better)",
+        f"{'runs':>4}  {spent}{'score':>8}  {'nested':>8}  {'chosen  ' if marked else ''}which",
+    ]
     for point in shown:
-        mark = "yes" if set(point.runs) == set(chosen) else ""
+        mark = f"{'yes' if set(point.runs) == set(chosen) else '':<6}  " if marked else ""
         lines.append(_format_point(point, num_images, mark=mark, width=len(hours)))
     if len(shown) < len(points):
         lines.append(f"left out: {len(points) - len(shown)} in between that gain little over the one above")
@@ -305,7 +290,7 @@ def _format_point(point: FrontierPoint, num_images: int | None, *, mark: str, wi
     nested = _NONE if point.nested_score is None else f"{point.nested_score:.4f}"
     more = f" and {len(point.runs) - _NAMED} more" if len(point.runs) > _NAMED else ""
     names = ", ".join(point.runs[:_NAMED]) + more
-    return f"{len(point.runs):>4}  {spent}{point.score:>8.4f}  {nested:>8}  {mark:<6}  {names}"
+    return f"{len(point.runs):>4}  {spent}{point.score:>8.4f}  {nested:>8}  {mark}{names}"
 
 
 def _shown(points: Sequence[FrontierPoint], chosen: Collection[str]) -> list[FrontierPoint]:
@@ -323,8 +308,10 @@ def _shown(points: Sequence[FrontierPoint], chosen: Collection[str]) -> list[Fro
 def _origin(costs: Costs, accelerator: str) -> str:
     there = accelerator or "the kernel's accelerator"
     if costs.measured_here:
-        return (
+        where = (
             f"seconds were measured here, on {costs.device}; what they are on {there} is unknown: measure there, "
             "and give that file of costs"
         )
-    return f"seconds come from a file, measured on {costs.device}"
+    else:
+        where = f"seconds come from a file, measured on {costs.device}"
+    return where if costs.steady else f"{where}; {_UNSTEADY}"

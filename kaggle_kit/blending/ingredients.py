@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from kaggle_kit.errors import CheckpointError, DataError, SettingError, some_of
 from kaggle_kit.runs import EVERYTHING, Run
 from kaggle_kit.settings import plain
@@ -50,6 +52,62 @@ def check_ingredients(runs: Sequence[Run]) -> None:
             _check_shapes(expected, first.checkpoint(fold), other.checkpoint(fold))
 
 
+def group_ingredients(runs: Sequence[Run]) -> list[list[Run]]:
+    """Put runs together whose fold models could be averaged, by their settings, packed images and folds.
+
+    Returns:
+        Groups in the order of their first runs, of a run alone where no other goes with it. Runs that were trained on
+        everything are in none.
+    """
+    groups: list[list[Run]] = []
+    for run in runs:
+        if EVERYTHING in run.folds:
+            continue
+        fitting = (group for group in groups if not _why_apart(group[0], run))
+        found = next(fitting, None)
+        if found is None:
+            groups.append([run])
+        else:
+            found.append(run)
+    return groups
+
+
+def describe_alone(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Say of the runs that are alone in their group why, each beside the largest other group of its architecture.
+
+    Where all groups of an architecture are of one run, that is the first of them.
+    """
+    by_architecture: dict[str, list[Sequence[Run]]] = {}
+    for group in groups:
+        by_architecture.setdefault(group[0].config.model.name, []).append(group)
+    sentences = []
+    for name, alike in by_architecture.items():
+        largest = max(alike, key=len)
+        if len(alike) == len(largest) == 1:
+            sentences.append(f"run {largest[0].name!r} is the only one of {name} with folds")
+        alone = [group[0] for group in alike if group is not largest and len(group) == 1]
+        sentences += [_why_apart(largest[0], run) for run in alone]
+    return sentences
+
+
+def name_soups(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """Return a folder name for the soup of each group, none alike: by architecture, and where needed size and number.
+
+    Sizes and numbers are there only where several groups are of one architecture.
+    """
+    architectures = Counter(group[0].config.model.name for group in groups)
+    given: Counter[str] = Counter()
+    names = []
+    for group in groups:
+        model = group[0].config.model
+        name = f"soup_{model.name}".replace("/", "_")
+        if architectures[model.name] > 1:
+            name += f"_{'x'.join(map(str, model.input_size or group[0].task.stored_size))}"
+        given[name] += 1
+        names.append(name if given[name] == 1 else f"{name}_{given[name]}")
+    return names
+
+
 def open_store(run: Run) -> PackedSource:
     """Return the packed images that a run was trained from.
 
@@ -63,6 +121,17 @@ def open_store(run: Run) -> PackedSource:
             f"(key {run.packed_key}, now {store.key}); pack what it was trained on"
         )
     return store
+
+
+def _why_apart(first: Run, other: Run) -> str:
+    """Return why two runs' weights are not to be averaged; nothing where settings, images and folds go together."""
+    try:
+        _check_settings(first, other)
+        _check_images(first, other)
+        _check_folds([first, other])
+    except (SettingError, DataError) as error:
+        return str(error).removesuffix(f"; {_REPAIR}")
+    return ""
 
 
 def _check_settings(first: Run, other: Run) -> None:
@@ -105,7 +174,8 @@ def _check_folds(runs: Sequence[Run]) -> None:
         if run is first:
             continue
         other = run.fold_table()
-        if other.data_hash != folds.data_hash or set(other.ids.tolist()) != set(folds.ids.tolist()):
+        same = np.array_equal(other.ids, folds.ids) or set(other.ids.tolist()) == set(folds.ids.tolist())
+        if other.data_hash != folds.data_hash or not same:
             raise DataError(
                 f"the folds of runs {first.name!r} and {run.name!r} were made from other labels (hash "
                 f"{folds.data_hash}, {len(folds.ids):,} images, and {other.data_hash}, {len(other.ids):,}); {_REPAIR}"

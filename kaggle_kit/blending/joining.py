@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +13,15 @@ import numpy.typing as npt
 from kaggle_kit.errors import DataError, PredictionError, SettingError, some_of
 from kaggle_kit.folds import Folds, labels_hash
 from kaggle_kit.labels import Labels
+from kaggle_kit.metrics import gain
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run
 from kaggle_kit.tables import Text, rows_of
-from kaggle_kit.task import Head, Task
+from kaggle_kit.task import Head, Task, task_to_plain
 
 Ints = npt.NDArray[np.int64]
+
+SOUP_FACTS = "soup.json"  # in the folder of a run whose weights are a mean of other runs'
 
 
 def match_classes(tasks: tuple[Task, Task], names: tuple[str, str]) -> dict[str, Ints]:
@@ -51,6 +57,54 @@ def match_classes(tasks: tuple[Task, Task], names: tuple[str, str]) -> dict[str,
             place = {value: column for column, value in enumerate(theirs.class_names)}
             columns[name] = np.array([place[value] for value in head.class_names], np.int64)
     return columns
+
+
+def order_classes(task: Task, classes: Mapping[str, tuple[str, ...]]) -> Task:
+    """Return a task with heads' classes, and what files write for them, in another order.
+
+    Args:
+        task: The task.
+        classes: {head: C class names}; heads that are not named stay as they are.
+
+    Raises:
+        SettingError: When these are not the classes of a head.
+    """
+    heads = dict(task.heads)
+    for name, head in task.heads.items():
+        wanted = classes.get(name, head.class_names)
+        if set(wanted) != set(head.class_names) or len(wanted) != head.num_classes:
+            raise SettingError(
+                f"head {name!r} of task {task.name!r} has classes {some_of(head.class_names)}; expected the "
+                f"{len(wanted)} classes {some_of(wanted)}, in any order"
+            )
+        if wanted != head.class_names:
+            places = [head.class_names.index(value) for value in wanted]
+            values = None if head.values is None else tuple(head.values[place] for place in places)
+            heads[name] = dataclasses.replace(head, classes=wanted, values=values)
+    return dataclasses.replace(task, heads=heads)
+
+
+def describe_differences(first: Task, other: Task) -> str:
+    """Say in which settings two tasks differ whose classes match by name; nothing: in none.
+
+    The order of classes and auxiliary heads are not looked at.
+    """
+    names = {name: head.class_names for name, head in first.heads.items()}
+    ours, theirs = (dict(_settings(task)) for task in (first, order_classes(other, names)))
+    different = [key for key in dict.fromkeys((*ours, *theirs)) if ours.get(key) != theirs.get(key)]
+    shown = [f"`{key}` ({ours.get(key)!r} and {theirs.get(key)!r})" for key in different[:3]]
+    return ", ".join(shown) + (f" and {len(different) - 3} more" if len(different) > 3 else "")
+
+
+def _settings(task: Task) -> Iterator[tuple[str, object]]:
+    """Yield a task's settings by dotted key, those of auxiliary heads left out and what files write spelled out."""
+    heads = {n: dataclasses.replace(h, classes=h.class_names, values=h.class_values) for n, h in task.heads.items()}
+    todo: list[tuple[str, object]] = list(task_to_plain(dataclasses.replace(task, heads=heads, auxiliary={})).items())
+    for key, value in todo:
+        if isinstance(value, dict):
+            todo += [(f"{key}.{name}", part) for name, part in value.items()]
+        else:
+            yield key, value
 
 
 def _check_names(head: Head, theirs: Head, names: tuple[str, str]) -> None:
@@ -108,7 +162,7 @@ def check_same_labels(
         return
     own = other.labels()
     check_unchanged(other, own, folds[1])
-    own = _in_order(own, list(labels.classes), columns)
+    own = order_labels(own, list(labels.classes), columns)
     if labels_hash(own) == expected:
         return
     raise DataError(
@@ -117,8 +171,14 @@ def check_same_labels(
     )
 
 
-def _in_order(labels: Labels, heads: Sequence[str], columns: Mapping[str, Ints]) -> Labels:
-    """Return labels with heads and classes in another order."""
+def order_labels(labels: Labels, heads: Sequence[str], columns: Mapping[str, Ints]) -> Labels:
+    """Return labels with heads and classes in another order.
+
+    Args:
+        labels: Of any images.
+        heads: All heads, in the order wanted.
+        columns: {head: (C,) the column of each class} where the order of classes differs.
+    """
     classes = {}
     for head in heads:
         own = labels.classes[head]
@@ -195,6 +255,35 @@ def describe_doubles(runs: Sequence[Run]) -> list[str]:
         for names in sources.values()
         if len(names) > 1
     ]
+
+
+def describe_soups(runs: Sequence[Run]) -> list[str]:
+    """Return a sentence for each run that is a soup: its members were chosen on the images that are to score a blend.
+
+    Raises:
+        DataError: When a soup's file does not read.
+    """
+    return [_describe_soup(run, path) for run in runs if (path := run.folder / SOUP_FACTS).is_file()]
+
+
+def _describe_soup(run: Run, path: Path) -> str:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        (best, *_), members, tried = facts["members"], len(facts["members"]), len(facts["tried"])
+        gained, alone = float(facts["gain"]), float(facts["alone"])
+        nested = None if facts["nested"] is None else gain(run.task.metric, float(facts["nested"]), alone)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} does not read ({error!r}); make the soup again") from None
+    sentence = (
+        f"the {members} of {tried} runs that make up the soup {run.name!r} were chosen by the labels of these images, "
+        f"so that its score here, and that of a blend with it, is too good: its gain over {best!r} is {gained:.4f}"
+    )
+    if nested is None:
+        return f"{sentence}; how much of that is due to the choice is not known"
+    return (
+        f"{sentence}, and {nested:.4f} with members chosen without the fold that they are scored on, so that "
+        f"{max(0.0, gained - nested):.4f} is due to the choice"
+    )
 
 
 def check_heads(task: Task, name: str, predictions: Predictions) -> None:

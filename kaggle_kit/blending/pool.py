@@ -15,14 +15,16 @@ from kaggle_kit.blending.joining import (
     check_same_labels,
     check_unchanged,
     compare_folds,
+    describe_differences,
     describe_doubles,
+    describe_soups,
     match_classes,
     shared_ids,
 )
 from kaggle_kit.decision_fitting import nested_parts
 from kaggle_kit.errors import DataError, PredictionError, SettingError, some_of
 from kaggle_kit.labels import Classes, Labels, class_counts, class_shares
-from kaggle_kit.predictions import Predictions, Probs
+from kaggle_kit.predictions import Predictions, Probs, take_columns
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.runs import Run
 from kaggle_kit.tables import Text, check_unique, rows_of
@@ -67,6 +69,10 @@ class Pool:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def run(self, name: str) -> Probs:
+        """Return one run's probabilities."""
+        return self.runs[self.names.index(name)]
+
     def of(self, names: Sequence[str]) -> Pool:
         """Return the pool of these runs alone, in this order; arrays are shared.
 
@@ -101,12 +107,13 @@ def make_pool(runs: Sequence[Run], *, common_only: bool = False) -> Pool:
     columns = [match_classes((task, run.task), (first.name, run.name)) for run in runs]
     labels, folds = first.labels(), first.fold_table()
     check_unchanged(first, labels, folds)
-    notes = describe_doubles(runs)
+    notes = [*describe_doubles(runs), *describe_soups(runs)]
     for run, own in zip(runs[1:], columns[1:], strict=True):
         theirs = run.fold_table()
         check_same_labels((first, run), labels, (folds, theirs), own)
         notes += filter(None, [compare_folds(folds, theirs, names=(first.name, run.name))])
         notes += [f"run {run.name!r} has the classes of head {head!r} in another order; joined by name" for head in own]
+        notes += filter(None, [_describe_misfit(first, run)])
     members = _read_members(task, runs, columns)
     ids, said = shared_ids(members, common_only=common_only)
     with progress_bar(len(members), "join by id", unit="run") as bar:
@@ -126,6 +133,17 @@ def make_pool(runs: Sequence[Run], *, common_only: bool = False) -> Pool:
     return dataclasses.replace(pool, notes=(*notes, *said, *pool.notes))
 
 
+def _describe_misfit(first: Run, other: Run) -> str:
+    """Return a sentence where two runs can be blended and no bundle can hold both."""
+    different = describe_differences(first.task, other.task)
+    if not different:
+        return ""
+    return (
+        f"runs {first.name!r} and {other.name!r} cannot be in one bundle, for their tasks differ in {different}: blend "
+        "them to see what that gives, and train both on one task file to submit it"
+    )
+
+
 def _read_members(task: Task, runs: Sequence[Run], columns: Sequence[Mapping[str, Ints]]) -> dict[str, Predictions]:
     """Return {run: its out-of-fold predictions}, classes in the task's order."""
     members = {}
@@ -143,11 +161,7 @@ def _reordered(task: Task, name: str, predictions: Predictions, columns: Mapping
     if not columns:
         return predictions
     check_heads(task, name, predictions)
-    probs = {
-        head: np.take(values, columns[head], axis=1) if head in columns else values
-        for head, values in predictions.probs.items()
-    }
-    return dataclasses.replace(predictions, probs=probs)
+    return dataclasses.replace(predictions, probs=take_columns(predictions.probs, columns))
 
 
 def join_predictions(

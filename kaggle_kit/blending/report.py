@@ -17,7 +17,7 @@ from kaggle_kit.blending.plots import draw_frontier
 from kaggle_kit.blending.strategies import MEANINGS
 from kaggle_kit.decision import HALF, Decision
 from kaggle_kit.files import replacing
-from kaggle_kit.metrics import LOWER_IS_BETTER, PROBABILITY_METRICS, gain
+from kaggle_kit.metrics import LOWER_IS_BETTER, PROBABILITY_METRICS
 from kaggle_kit.mixes import Mix
 from kaggle_kit.scores import Score
 from kaggle_kit.task import Task
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 NUM_DISPUTES = 20
+_MOST_STEPS = 3  # strategies of a head that are shown at once, beside the start and what is used
 _MOST_LISTED = 3  # runs of a set that are named; of more the numbers are shown
 _MOST_TITLED = 6  # columns with names above them; more have numbers
 _TEMPLATE = "blend.html.j2"
@@ -139,15 +140,13 @@ def _summary(task: Task, fitted: FittedBlend, score: Score) -> str:
     interval = " (95 % interval {:.4f} to {:.4f})".format(*score.interval) if score.interval else ""
     what = f"Chosen: {chosen}" if len(fitted.pool.names) > 1 else f"A single run, {fitted.pool.names[0]}"
     text = f"{what}. Out of fold it scores {task.metric} {score.total:.4f}{interval}"
-    if fitted.diversity is None or len(fitted.pool.names) == 1:
+    if len(fitted.alone) == 1:
         return f"{text}."
-    alone = fitted.diversity.scores
-    best = max(alone, key=lambda name: gain(task.metric, alone[name], 0.0))
-    more = gain(task.metric, fitted.scores.all.total, alone[best])
-    plain = f"Without fitted rules it scores {fitted.scores.all.total:.4f}, which is"
-    that = "That is" if fitted.blend.decision.is_plain else plain
-    better = "better" if more >= 0 else "worse"
-    return f"{text}. {that} {abs(more):.4f} {better} than the best run alone, {best} ({alone[best]:.4f})."
+    rival, more = fitted.rival, fitted.rival.shortfall
+    better = "better" if more.value >= 0 else "worse"
+    interval = "{:+.4f} to {:+.4f}".format(*more.interval)
+    alone = f"the best run alone, {rival.run}, by rules of its own ({rival.score.total:.4f})"
+    return f"{text}. That is {abs(more.value):.4f} {better} ({interval}) than {alone}."
 
 
 def _chosen(head: str, fitted: FittedBlend) -> str:
@@ -161,10 +160,10 @@ def _chosen(head: str, fitted: FittedBlend) -> str:
 
 def _step_fields(task: Task, choice: Choice) -> Fields:
     steps = choice.steps
+    best = {head: sorted(-s.gain for s in steps if s.head == head and s.over)[:_MOST_STEPS] for head in task.heads}
     rows = [
         {
             "head": step.head,
-            "first": number == 0 or steps[number - 1].head != step.head,
             "name": step.name,
             "meaning": MEANINGS.get(step.name, ""),
             "runs": step.runs,
@@ -173,9 +172,10 @@ def _step_fields(task: Task, choice: Choice) -> Fields:
             "interval": "{:+.4f} to {:+.4f}".format(*step.interval) if step.over else NONE,
             "over": step.over or NONE,
             "kept": step.kept,
+            "shown": step.kept or not step.over or -step.gain in best.get(step.head, []),
             "why": step.why,
         }
-        for number, step in enumerate(steps)
+        for step in steps
     ]
     meanings = {row["name"]: row["meaning"] for row in rows if row["meaning"]}
     ruled = ", after rules that decide were fitted to each" if choice.by_rules else ", by the highest probability"

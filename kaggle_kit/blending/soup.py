@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from kaggle_kit.blending.ingredients import check_ingredients
+from kaggle_kit.blending.joining import SOUP_FACTS
 from kaggle_kit.blending.tasting import Tasting
 from kaggle_kit.errors import DataError, SettingError
 from kaggle_kit.files import replacing
@@ -44,7 +45,6 @@ from kaggle_kit.train.run_folder import (
     unfinish_fold,
 )
 
-FACTS = "soup.json"
 FORMAT = 1
 
 
@@ -148,9 +148,9 @@ def read_soup(folder: Path) -> Soup:
     Raises:
         DataError: When the folder holds no finished run, or one that is no soup.
     """
-    run, path = read_run(folder), folder / FACTS
+    run, path = read_run(folder), folder / SOUP_FACTS
     if not path.is_file():
-        raise DataError(f"{folder} is a run, and no soup of runs (no {FACTS}); give one that `make_soup` wrote")
+        raise DataError(f"{folder} is a run, and no soup of runs (no {SOUP_FACTS}); give one that `make_soup` wrote")
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
@@ -217,7 +217,7 @@ def _written(tasting: Tasting, choice: Choice, out: Path) -> Soup:
     )
     soup = _measured(tasting, choice, Soup(run=run, members=members, tried=_tried(tasting.runs, choice), alone=0), oof)
     facts = {one.name: plain(getattr(soup, one.name)) for one in dataclasses.fields(soup) if one.name != "run"}
-    with replacing(out / FACTS) as temporary:
+    with replacing(out / SOUP_FACTS) as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, **facts}, indent=1, ensure_ascii=False), encoding="utf-8")
     write_run(run)
     report_on(out)

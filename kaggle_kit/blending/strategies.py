@@ -9,11 +9,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.blending.calibration import fit_temperature
+from kaggle_kit.blending.calibration import draw_rows, fit_temperature
 from kaggle_kit.blending.contest import Contest
 from kaggle_kit.blending.pool import Pool
 from kaggle_kit.blending.stacking import can_stack, fit_stack
 from kaggle_kit.blending.weights import convex_weights, greedy_weights, search_weights, truth_probs
+from kaggle_kit.errors import SettingError
+from kaggle_kit.metrics import PROBABILITY_METRICS
 from kaggle_kit.mixes import Mix, MixKind, mix_head, quantiles
 
 Strategy = Literal[
@@ -53,8 +55,9 @@ MEANINGS: dict[Strategy, str] = {
     "stack-heads": "the same, reading all heads",
 }
 STRATEGIES: tuple[Strategy, ...] = (*MEANINGS,)  # the simplest first: nothing fitted, weights, models
-UNFITTED: tuple[Strategy, ...] = ("mean", "vote", "geometric", "rank")
+UNFITTED: tuple[Strategy, ...] = ("mean", "vote", "geometric")
 _POWERS = (0.5, 2.0)
+_MOST_CELLS = 20_000_000  # probabilities of the truth that weights of least log loss are fitted to
 _MOST_RUNS = 8  # of which all subsets are tried
 _MOST_VALUES = 5e7  # probabilities; above that only what looks at each of them a few times is tried
 _LIGHT: tuple[Strategy, ...] = ("best", "mean", "vote", "geometric", "subset", "convex", "greedy")
@@ -74,7 +77,7 @@ class HeadFitter:
         self._values = [run[head] for run in pool.runs]
         self._multilabel = head in pool.task.multilabel_heads
         self._contests: dict[tuple[MixKind, float], Contest] = {}
-        self._ranks: list[npt.NDArray[np.float32]] = []
+        self._ranks: dict[int | None, list[npt.NDArray[np.float32]]] = {}
         self._truth_probs: npt.NDArray[np.float64] | None = None
         self._fitted: dict[tuple[Strategy, int | None], Mix] = {}
         self._fits: dict[Strategy, Callable[[int | None], Mix]] = {
@@ -116,21 +119,33 @@ class HeadFitter:
         result = np.empty(self._values[0].shape, np.float32)
         for index, part in enumerate(self.parts):
             rows = self._pool.parts == part
-            result[rows] = self.mixed(self.fit(strategy, without=index), rows)
+            result[rows] = self.mixed(self.fit(strategy, without=index), rows, without=index)
         return result
 
-    def mixed(self, mix: Mix, rows: npt.NDArray[np.bool_] | slice) -> npt.NDArray[np.float32]:
-        """Return the mix of these rows."""
+    def mixed(
+        self, mix: Mix, rows: npt.NDArray[np.bool_] | slice, *, without: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return the mix of these rows.
+
+        Args:
+            mix: From `fit`.
+            rows: Which rows.
+            without: The part that it was fitted without.
+        """
         heads = mix.stack.sources if mix.stack else (self._head,)
         runs = [{head: run[head][rows] for head in {*heads, self._head}} for run in self._pool.runs]
-        ranks = self.ranks() if mix.kind == "rank" else ()
+        ranks = self.ranks(without) if mix.kind == "rank" else ()
         return mix_head(mix, self._head, runs, multilabel=self._pool.task.multilabel_heads, ranks=ranks)
 
-    def ranks(self) -> list[npt.NDArray[np.float32]]:
-        """Return each run's (C, Q) quantiles over all rows: no label is looked at, so nothing needs nesting."""
-        if not self._ranks:
-            self._ranks = [quantiles(values) for values in self._values]
-        return self._ranks
+    def ranks(self, without: int | None = None) -> list[npt.NDArray[np.float32]]:
+        """Return each run's (C, Q) quantiles over the rows of all parts but one.
+
+        No label is looked at; but a part that helped to make them is spread as they are, which a test is not.
+        """
+        if without not in self._ranks:
+            rows = self._rows(without)
+            self._ranks[without] = [quantiles(values[rows]) for values in self._values]
+        return self._ranks[without]
 
     def contest(self, kind: MixKind = "arithmetic", power: float = 1.0) -> Contest:
         """Return what scores weights fast, made once."""
@@ -191,12 +206,12 @@ class HeadFitter:
         return self._equal("power", power=_POWERS[int(np.argmax(scores))])
 
     def _convex(self, without: int | None) -> Mix:
+        head, truth = self._pool.task.heads[self._head], self._pool.truth[self._head]
+        most = _MOST_CELLS // (len(self._values) * (head.num_classes if self._multilabel else 1))
+        drawn = draw_rows(len(truth), most)
         if self._truth_probs is None:
-            head = self._pool.task.heads[self._head]
-            self._truth_probs = truth_probs(head, self._pool.truth[self._head], self._values)
-        rows = self._rows(without)
-        cells = np.repeat(rows, len(self._truth_probs) // len(rows))
-        return _weighted("arithmetic", convex_weights(self._truth_probs, rows=cells))
+            self._truth_probs = truth_probs(head, truth[drawn], [values[drawn] for values in self._values])
+        return _weighted("arithmetic", convex_weights(self._truth_probs, rows=self._rows(without)[drawn]))
 
     def _greedy(self, without: int | None) -> Mix:
         return _weighted("arithmetic", greedy_weights(self.contest(), without=without))
@@ -227,9 +242,10 @@ class HeadFitter:
         sources = tuple(pool.task.heads) if all_heads else (self._head,)
         num_features = len(pool.runs) * sum(pool.task.heads[name].num_classes for name in sources)
         if model == "logistic" and not can_stack(int(rows.sum()), num_features, head.num_classes):
-            if not all_heads:
-                return self.fit("ridge", without=without)
-            model = "ridge"
+            raise SettingError(
+                f"head {head.name!r}: logistic regression on {int(rows.sum()):,} images, {num_features:,} features and "
+                f"{head.num_classes} classes takes too long; try ridge"
+            )
         return fit_stack(
             head,
             pool.truth[self._head][rows],
@@ -244,11 +260,17 @@ class HeadFitter:
 
 def strategies_for(pool: Pool) -> tuple[Strategy, ...]:
     """Return the strategies worth trying on a pool, the simplest first."""
-    if len(pool.names) == 1:
-        return ("mean", "calibrated")
+    if len(pool.names) == 1:  # a temperature moves no run's highest probability
+        return ("mean", "calibrated") if pool.task.metric in PROBABILITY_METRICS else ("mean",)
     if is_large(pool):
         return tuple(name for name in STRATEGIES if name in _LIGHT)
-    return tuple(name for name in STRATEGIES if name != "stack-heads" or len(pool.task.heads) > 1)
+    sizes = [head.num_classes for head in pool.task.heads.values()]
+    left_out = set()
+    if not can_stack(len(pool), len(pool.names) * max(sizes), max(sizes)):
+        left_out.add("stack")
+    if len(sizes) == 1 or not can_stack(len(pool), len(pool.names) * sum(sizes), max(sizes)):
+        left_out.add("stack-heads")
+    return tuple(name for name in STRATEGIES if name not in left_out)
 
 
 def is_large(pool: Pool) -> bool:

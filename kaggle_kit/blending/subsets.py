@@ -12,9 +12,8 @@ import numpy.typing as npt
 
 from kaggle_kit.blending.pool import Pool
 from kaggle_kit.errors import SettingError, some_of
-from kaggle_kit.metrics import LOWER_IS_BETTER, gain
+from kaggle_kit.metrics import LOWER_IS_BETTER
 from kaggle_kit.progress import progress_bar
-from kaggle_kit.scores import score_answers
 from kaggle_kit.task import Metric
 
 if TYPE_CHECKING:
@@ -38,16 +37,14 @@ class SubsetScores:
         metric: The task's.
         num_runs: R.
         num_parts: P: what a nested choice holds out, one after the other.
-        prior: What no run at all is worth.
     """
 
-    def __init__(self, contests: Mapping[str, Contest], weights: Mapping[str, float], *, prior: float) -> None:
+    def __init__(self, contests: Mapping[str, Contest], weights: Mapping[str, float]) -> None:
         """Score nothing yet.
 
         Args:
             contests: {head: what scores weights of the same R runs}, of kind `arithmetic`.
             weights: {head: its share in the metric}; any scale.
-            prior: The goodness that no run at all is worth.
         """
         first = next(iter(contests.values()))
         total = sum(weights[head] for head in contests)
@@ -55,21 +52,17 @@ class SubsetScores:
         self._places = list(range(first.num_runs))  # of the runs in the contests' weights
         self._measured: dict[Subset, Floats] = {}
         self.metric: Metric = first.metric
-        self.num_runs, self.num_parts, self.prior = first.num_runs, first.num_parts, prior
+        self.num_runs, self.num_parts = first.num_runs, first.num_parts
 
     @classmethod
     def of(cls, pool: Pool, contests: Mapping[str, Contest]) -> SubsetScores:
-        """Return the scores of subsets of a pool's runs; no run is worth what the class shares score.
+        """Return the scores of subsets of a pool's runs.
 
         Args:
             pool: The runs.
             contests: {head: what scores weights of the pool's runs}, of kind `arithmetic`.
-
-        Raises:
-            DataError: When the metric has no value.
         """
-        weights = {name: head.weight for name, head in pool.task.heads.items()}
-        return cls(contests, weights, prior=prior_goodness(pool))
+        return cls(contests, {name: head.weight for name, head in pool.task.heads.items()})
 
     def among(self, runs: Sequence[int]) -> SubsetScores:
         """Return the scores of subsets of some of the runs, numbered anew in this order."""
@@ -77,11 +70,6 @@ class SubsetScores:
         some._places = [self._places[run] for run in runs]
         some._measured, some.num_runs = {}, len(some._places)
         return some
-
-    @property
-    def num_scored(self) -> int:
-        """How many different subsets were scored so far."""
-        return len(self._measured)
 
     def value(self, goodness: float) -> float:
         """Return the metric of a goodness."""
@@ -135,20 +123,6 @@ def _goodness(contest: Contest, statistics: Floats) -> Floats:
     return contest.goodness(np.concatenate([whole, without], axis=1))
 
 
-def prior_goodness(pool: Pool) -> float:
-    """Return the goodness of answering every image of a pool with the class shares.
-
-    Raises:
-        DataError: When the metric has no value.
-    """
-    task = pool.task
-    answers = {
-        name: np.broadcast_to(pool.priors[name].astype(np.float32), (len(pool), head.num_classes))
-        for name, head in task.heads.items()
-    }
-    return -gain(task.metric, 0.0, score_answers(task, pool.truth, answers).total)
-
-
 def cost_list(names: Sequence[str], seconds: Mapping[str, float] | None) -> list[float]:
     """Return what each run costs: its seconds, or 1 where none are known.
 
@@ -167,10 +141,11 @@ def cost_list(names: Sequence[str], seconds: Mapping[str, float] | None) -> list
 
 
 def running_order(names: Sequence[str], seconds: Mapping[str, float] | None, subsets: SubsetScores) -> tuple[str, ...]:
-    """Return runs in the order in which they are worth their time, wherever it runs out.
+    """Return runs in the order that loses least where time runs out a little early: the least worth theirs come last.
 
-    First comes what gains most a second over the class shares, then what gains most a second over the mean of those
-    before it. Where no run left gains, the one that harms least is next; of equal ones the cheaper, then the first.
+    A run is worth what it gains per second at the margin of the whole: last comes the one whose absence from the mean
+    of all costs least score per second that it takes, before it the same of those left, and so on. What harms a mean
+    comes last whatever it takes, of several the one that harms most; of equal ones the dearer, then the later-named.
 
     Args:
         names: R names, in the order of the subsets' numbers.
@@ -187,20 +162,22 @@ def running_order(names: Sequence[str], seconds: Mapping[str, float] | None, sub
             bar.update(len(several))
             return [float(value) for value in subsets.measure(several)[:, 0]]
 
-        return tuple(names[run] for run in grow(goodness, costs, prior=subsets.prior, per_second=True))
+        return tuple(names[run] for run in shrink(goodness, costs, per_second=True))
 
 
-def grow(goodness: Goodness, costs: Sequence[float], *, prior: float, per_second: bool) -> list[int]:
-    """Return run numbers in the order in which each gains most over the mean of those before it.
+def grow(goodness: Goodness, costs: Sequence[float], *, per_second: bool) -> None:
+    """Score one run, the best, then ever more: each time with the one that gains most.
 
     Args:
         goodness: Of subsets.
         costs: (R,) above 0.
-        prior: The goodness of no run.
-        per_second: Whether a gain counts by what it costs.
+        per_second: Whether a gain counts by what it costs; the first run is the cheapest then.
     """
     order: list[int] = []
-    now = prior
+    now = 0.0
+    if per_second:
+        order.append(min(range(len(costs)), key=costs.__getitem__))
+        now = goodness([frozenset(order)])[0]
     while len(order) < len(costs):
         rest = [run for run in range(len(costs)) if run not in order]
         scores = goodness([frozenset([*order, run]) for run in rest])
@@ -211,27 +188,29 @@ def grow(goodness: Goodness, costs: Sequence[float], *, prior: float, per_second
             worth.append((gained / costs[run] if per_second and gained > 0 else gained, -costs[run], -run, score))
         _, _, number, now = max(worth)
         order.append(-number)
-    return order
 
 
-def shrink(goodness: Goodness, costs: Sequence[float], *, per_second: bool) -> None:
-    """Score all runs, then ever fewer: each time without the one whose loss harms least.
+def shrink(goodness: Goodness, costs: Sequence[float], *, per_second: bool) -> list[int]:
+    """Score all runs, then ever fewer, each time without the one whose loss harms least; return the last lost first.
 
     Args:
         goodness: Of subsets.
         costs: (R,) above 0.
         per_second: Whether harm counts by the time that it saves.
     """
-    rest = list(range(len(costs)))
+    rest, lost = list(range(len(costs))), list[int]()
     now = goodness([frozenset(rest)])[0]
     while len(rest) > 1:
         scores = goodness([frozenset(rest) - {run} for run in rest])
         worth = []
         for run, score in zip(rest, scores, strict=True):
             gained = _rounded(score - now)
-            worth.append((gained / costs[run] if per_second and gained < 0 else gained, costs[run], -run, score))
-        _, _, number, now = max(worth)
-        rest.remove(-number)
+            # what harms is better lost, however little time it takes
+            worth.append((gained / costs[run] if per_second and gained < 0 else gained, costs[run], run, score))
+        _, _, run, now = max(worth)
+        rest.remove(run)
+        lost.append(run)
+    return [*rest, *reversed(lost)]
 
 
 def _rounded(gained: float) -> float:

@@ -14,11 +14,28 @@ if TYPE_CHECKING:
 _MOST_SHOWN = 4  # strategies of a head beside the start
 
 
+def format_runs(found: FittedBlend) -> list[str]:
+    """Return one row a run that was given: its score alone, what it takes, and what became of it."""
+    width = max(3, *(len(name) for name in found.alone))
+    task = found.pool.task
+    lines = [f"runs, each alone by the highest probability ({task.metric} of {len(found.pool):,} images):"]
+    for name, score in found.alone.items():
+        used = "used" if name in found.blend.runs else "not used"
+        seconds = found.costs.seconds.get(name) if found.costs else None
+        time = f"  {1000 * seconds:>9.4g} s for 1,000" if seconds is not None else ""
+        lines.append(f"{name:<{width}}  {score:.4f}{time}  {used}")
+    return lines
+
+
 def format_steps(choice: Choice) -> list[str]:
-    """Return what was tried, best first but for the start, a few rows a head, and what is meant by what is used."""
+    """Return what was tried: of each head the start, what gains most and what is used; and what that means."""
     width = max(len("head"), *(len(step.head) for step in choice.steps))
     titles = f"{'strategy':<17}{'runs':>5}  {'nested':>8}  {'gain':>8}  {'95 % interval':>18}  use it?"
-    lines = [f"{'head':<{width}}  {titles}"]
+    scored = "by rules that decide" if choice.by_rules else "by the highest probability"
+    lines = [
+        f"what was tried, each image mixed by what was fitted without its fold, and scored {scored}:",
+        f"{'head':<{width}}  {titles}",
+    ]
     shown = [step for head in choice.strategies for step in _worth_showing(choice, head)]
     for step in shown:
         gains = f"{'':>8}  {'(start)':>18}"
@@ -49,7 +66,8 @@ def format_weights(blend: Blend) -> list[str]:
     heads = blend.whole.heads
     width = max(3, *(len(name) for name in blend.runs))
     columns = {head: max(8, len(head)) for head in heads}
-    lines = [f"{'run':<{width}}  " + "  ".join(f"{head:>{size}}" for head, size in columns.items())]
+    lines = ["weights, in running order:"]
+    lines.append(f"{'run':<{width}}  " + "  ".join(f"{head:>{size}}" for head, size in columns.items()))
     for row, name in enumerate(blend.runs):
         cells = []
         for head, size in columns.items():
@@ -72,7 +90,10 @@ def format_order(found: FittedBlend, *, images: int | None = None) -> list[str]:
     unit = f"hours for {images:,}" if images else "s for 1,000"
     size = max(9, len(unit))
     titles = f"{'out of fold':>11}  {'short by':>9}  {'95 % interval':>18}  decides"
-    lines = [f"{'after':<{width}}  {unit:>{size}}  {titles}"]
+    lines = [
+        "what a kernel gets that stops after so many runs, each decided by rules of its own:",
+        f"{'after':<{width}}  {unit:>{size}}  {titles}",
+    ]
     taken = 0.0
     for number, (name, prefix) in enumerate(zip(blend.runs, blend.prefixes, strict=True)):
         taken += blend.seconds.get(name, 0.0)
@@ -89,7 +110,7 @@ def format_order(found: FittedBlend, *, images: int | None = None) -> list[str]:
 
 def _advice(found: FittedBlend) -> list[str]:
     """Say where fewer runs do as well."""
-    enough = next((number for number, one in enumerate(found.shortfalls, start=1) if one.may_be_luck), None)
+    enough = next((number for number, one in enumerate(found.shortfalls, start=1) if one.is_tie), None)
     if enough is None:
         return []
     runs, seconds = found.blend.runs, found.blend.seconds

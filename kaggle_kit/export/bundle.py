@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,15 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from kaggle_kit.blending.joining import describe_differences, match_classes, order_classes, order_labels
 from kaggle_kit.ensemble import Blend, blend_predictions, mean_probs
-from kaggle_kit.errors import BundleError, DataError, ExportError
-from kaggle_kit.export.onnx import export_onnx, measure_parity
+from kaggle_kit.errors import BundleError, DataError, ExportError, SettingError
+from kaggle_kit.export.onnx import Columns, export_onnx, measure_parity
 from kaggle_kit.files import check_replaceable, replacing_folder
 from kaggle_kit.labels import Labels, class_shares
 from kaggle_kit.metrics import gain
 from kaggle_kit.pixels import encode_png
-from kaggle_kit.predictions import Predictions, Probs, concatenate
+from kaggle_kit.predictions import Predictions, Probs, concatenate, take_columns
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.runs import EVERYTHING, Run
 from kaggle_kit.runtime.backends import OnnxSession
@@ -59,7 +61,8 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
     """Export every fold model of the blend's runs into one bundle.
 
     Args:
-        runs: The blend's runs, trained folds and all; others are left out.
+        runs: The runs that the blend was made from, trained folds and all. Those it does not use are not exported;
+            they tell which images it was fitted on, where it was made from those that all of them predict.
         blend: The running order, and what becomes of the runs.
         out: The bundle's folder; a bundle that is there is replaced.
         parity_rows: Out-of-fold rows of each fold on which members are compared with torch, and the blend with the
@@ -73,17 +76,18 @@ def write_bundle(runs: Sequence[Run], blend: Blend, out: Path, *, parity_rows: i
         SettingError: When the blend corrects for class shares and a head is multi-label.
         ExportError: When a member cannot be exported or gives other results.
     """
-    task = _common_task(runs)
+    chosen = _blended_runs(runs, blend)
+    task, columns = _common_task(chosen, blend)
     if blend.prior_shift:
         refuse_multilabel(task, "correcting for class shares", "blend without --prior-shift")
-    chosen = _blended_runs(runs, blend)
     check_blend(blend, task, [run.name for run in chosen])
-    oofs, labels = _shared_oofs(chosen, blend), chosen[0].labels()
+    labels = order_labels(chosen[0].labels(), list(task.heads), columns[chosen[0].name])
+    oofs = _shared_oofs(chosen, blend, columns=columns, others=[run for run in runs if run.name not in blend.runs])
     oof_score = _oof_score(task, blend, blend_predictions(blend, oofs), labels)
     sampled = _sampled_ids(chosen, oofs, parity_rows)
     oofs = {name: oof.align(sampled) for name, oof in oofs.items()}
     with replacing_folder(out, bundle_files(out), what="bundle", error=BundleError) as folder:
-        exported = _export_members(chosen, folder, sampled, parity_rows)
+        exported = _export_members(chosen, folder, sampled, parity_rows, columns=columns)
         _check_score(task, blend, exported, oofs, labels)
         _write_golden(chosen[0], folder, exported, labels)
         bundle = Bundle(
@@ -114,24 +118,36 @@ def export_runs(runs: Sequence[Run], out: Path, *, parity_rows: int = PARITY_ROW
     check_replaceable(out, own, what="export", error=ExportError)
     out.mkdir(parents=True, exist_ok=True)
     sampled = np.zeros(0, np.str_)  # nothing is compared across runs, which may be of several tasks
-    return [one.member for one in _export_members(runs, out, sampled, parity_rows)]
+    return [one.member for one in _export_members(runs, out, sampled, parity_rows, columns={})]
 
 
-def _common_task(runs: Sequence[Run]) -> Task:
-    """Return the runs' task without what was learned beside it, which a bundle neither holds nor needs."""
-    if not runs:
-        raise BundleError("no runs were given; name at least one run folder")
-    for run in runs[1:]:
-        if run.task.without_auxiliary() != runs[0].task.without_auxiliary():
+def _common_task(runs: Sequence[Run], blend: Blend) -> tuple[Task, dict[str, Columns]]:
+    """Return the task of a blend's runs, classes in the blend's order, and {run: its own column of each class}.
+
+    What was learned beside the task is left out, which a bundle neither holds nor needs.
+    """
+    first = runs[0]
+    try:
+        task = order_classes(first.task.without_auxiliary(), blend.classes)
+        columns: dict[str, Columns] = {
+            run.name: match_classes((task, run.task), (first.name, run.name)) for run in runs
+        }
+    except SettingError as error:
+        raise BundleError(f"no bundle can hold this blend's runs: {error}") from None
+    for run in runs:
+        different = describe_differences(task, run.task)
+        if different:
             raise BundleError(
-                f"runs {runs[0].name!r} and {run.name!r} have different tasks or stored sizes; "
-                "a bundle holds members of one task that read the same images"
+                f"the tasks of runs {first.name!r} and {run.name!r} differ in {different}; a bundle holds members of "
+                "one task that read the same images: train both on one task file, or blend one of the two"
             )
-    return runs[0].task.without_auxiliary()
+    return task, columns
 
 
 def _blended_runs(runs: Sequence[Run], blend: Blend) -> list[Run]:
     """Return the blend's runs in its order, after checking that it was fitted on them as they are."""
+    if not runs:
+        raise BundleError("no runs were given; name at least one run folder")
     by_name = {run.name: run for run in runs}
     absent = [name for name in blend.runs if name not in by_name]
     if absent:
@@ -145,17 +161,41 @@ def _blended_runs(runs: Sequence[Run], blend: Blend) -> list[Run]:
     return [by_name[name] for name in blend.runs]
 
 
-def _shared_oofs(runs: Sequence[Run], blend: Blend) -> dict[str, Predictions]:
-    """Return the runs' out-of-fold predictions, of a fitted blend those of the images that it was fitted on."""
+def _shared_oofs(
+    runs: Sequence[Run], blend: Blend, *, columns: Mapping[str, Columns], others: Sequence[Run]
+) -> dict[str, Predictions]:
+    """Return the runs' out-of-fold predictions, of a fitted blend those of the images that it was fitted on.
+
+    Args:
+        runs: The blend's.
+        blend: The blend.
+        columns: {run: its own column of each class}.
+        others: Runs that the blend may have been made from and does not use.
+    """
     oofs = {run.name: run.oof() for run in runs}
-    if not blend.oof_hashes:
+    oofs = {n: dataclasses.replace(oof, probs=take_columns(oof.probs, columns[n])) for n, oof in oofs.items()}
+    if not (blend.oof_hashes or blend.num_images):
         return oofs
-    shared = oofs[runs[0].name].ids
-    for oof in oofs.values():
-        shared = shared[np.isin(shared, oof.ids)]
+    shared = _common_ids(list(oofs.values()))
     if not len(shared):
         raise BundleError("the runs' folds share no validation images; train them on the same fold file")
+    if blend.num_images not in (0, len(shared)):  # then other runs lack some of them
+        shared = _common_ids([*oofs.values(), *(run.oof() for run in others)])
+        if len(shared) != blend.num_images:
+            raise BundleError(
+                f"the blend was fitted on {blend.num_images:,} images, and the {len(runs) + len(others)} run(s) given "
+                f"share {len(shared):,}; give `kaggle-kit bundle` all runs that `kaggle-kit blend` was given, also "
+                "those that it left out, and no others"
+            )
     return {name: oof if len(oof) == len(shared) else oof.align(shared) for name, oof in oofs.items()}
+
+
+def _common_ids(parts: Sequence[Predictions]) -> Text:
+    """Return the ids that all parts have, in the order of the first."""
+    shared = parts[0].ids
+    for part in parts[1:]:
+        shared = shared[np.isin(shared, part.ids)]
+    return shared
 
 
 def _sampled_ids(runs: Sequence[Run], oofs: Mapping[str, Predictions], limit: int) -> Text:
@@ -168,14 +208,17 @@ def _sampled_ids(runs: Sequence[Run], oofs: Mapping[str, Predictions], limit: in
     return np.concatenate(parts)
 
 
-def _export_members(runs: Sequence[Run], folder: Path, sampled: Text, parity_rows: int) -> list[_Exported]:
+def _export_members(
+    runs: Sequence[Run], folder: Path, sampled: Text, parity_rows: int, *, columns: Mapping[str, Columns]
+) -> list[_Exported]:
     exported = []
     if len({_plain_name(run) for run in runs}) < len(runs):
         raise BundleError(f"runs {[run.name for run in runs]} differ only in signs that file names lose; rename one")
     with progress_bar(sum(len(run.folds) for run in runs), "export", unit="member") as bar:
         for run in runs:
             for fold in sorted(run.folds):
-                exported.append(_export_member(run, fold, folder, sampled=sampled, parity_rows=parity_rows))
+                rows = _parity_ids(run, fold, sampled, parity_rows)
+                exported.append(_export_member(run, fold, folder, ids=rows, columns=columns.get(run.name, {})))
                 bar.update()
     return exported
 
@@ -185,19 +228,24 @@ def _plain_name(run: Run) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "_", run.name)
 
 
-def _export_member(run: Run, fold: int, folder: Path, *, sampled: Text, parity_rows: int) -> _Exported:
+def _parity_ids(run: Run, fold: int, sampled: Text, limit: int) -> Text:
+    """Return images of a member's fold: all that are sampled for every run, and others up to `limit`."""
+    folds = run.fold_table()
+    own = folds.ids if fold == EVERYTHING else folds.ids[folds.fold == fold]
+    shared = np.isin(own, sampled)
+    return np.concatenate([own[shared], _spread(own[~shared], max(0, limit - int(shared.sum())))])
+
+
+def _export_member(run: Run, fold: int, folder: Path, *, ids: Text, columns: Columns) -> _Exported:
+    """Export a member, its classes in the order of `columns`, and compare it with torch on these images."""
     network, info = load_checkpoint(run.checkpoint(fold))
     if info.task != run.task:
         raise ExportError(f"{run.checkpoint(fold)} was trained for another task than {run.folder / 'run.json'} says")
     source = _packed(run)
-    folds = run.fold_table()
-    own = folds.ids if fold == EVERYTHING else folds.ids[folds.fold == fold]
-    shared = np.isin(own, sampled)
-    ids = np.concatenate([own[shared], _spread(own[~shared], max(0, parity_rows - int(shared.sum())))])
     part = "everything" if fold == EVERYTHING else f"fold{fold}"
     path = folder / f"member_{_plain_name(run)}_{part}.onnx"
-    export_onnx(network, path, shape=source.shape)
-    parity, probs = measure_parity(network, path, source, _rows(ids, source))
+    export_onnx(network, path, shape=source.shape, columns=columns)
+    parity, probs = measure_parity(network, path, source, _rows(ids, source), columns=columns)
     member = Member(
         file=path.name,
         run=run.name,

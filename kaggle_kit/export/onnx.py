@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,14 @@ from torch import nn
 from kaggle_kit.decision import HALF, Decision
 from kaggle_kit.errors import ExportError, some_of
 from kaggle_kit.files import replacing
-from kaggle_kit.predictions import Probs
+from kaggle_kit.predictions import Probs, take_columns
 from kaggle_kit.runtime.backends import INPUT, OnnxSession
 from kaggle_kit.runtime.bundle import Parity
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.train.model import Network
 from kaggle_kit.train.predict import predict_rows
+
+Columns = Mapping[str, npt.NDArray[np.int64]]
 
 OPSET = 18
 IR_VERSION = 10  # onnx 1.20+ writes 13, which older runtimes refuse
@@ -32,34 +34,43 @@ ROWS_AT_ONCE = 64
 
 
 class ExportGraph(nn.Module):
-    """Stored uint8 images in, one tensor of probabilities per head out."""
+    """Stored uint8 images in, one tensor of probabilities per head out.
 
-    def __init__(self, network: Network) -> None:
+    Args:
+        network: What is exported.
+        columns: {head: (C,) the network's class of each class that comes out}; None: as the network has them.
+    """
+
+    def __init__(self, network: Network, columns: Columns | None = None) -> None:
         super().__init__()
         self.network = network
+        self.columns = {head: torch.from_numpy(places) for head, places in (columns or {}).items()}
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return a (B, C) float32 tensor per head from (B, H, W, channels) uint8."""
-        return tuple(
-            logits.sigmoid() if self.network.head_kinds[head] == "multilabel" else logits.softmax(dim=1)
-            for head, logits in self.network(image).items()
-        )
+        return tuple(self._probs(head, logits) for head, logits in self.network(image).items())
+
+    def _probs(self, head: str, logits: torch.Tensor) -> torch.Tensor:
+        many = self.network.head_kinds[head] == "multilabel"
+        probs = logits.sigmoid() if many else logits.softmax(dim=1)
+        return probs.index_select(1, self.columns[head]) if head in self.columns else probs
 
 
-def export_onnx(network: Network, path: Path, *, shape: tuple[int, int, int]) -> None:
+def export_onnx(network: Network, path: Path, *, shape: tuple[int, int, int], columns: Columns | None = None) -> None:
     """Write a network as one .onnx file: dynamic batch, opset 18, IR 10.
 
     Args:
         network: In evaluation mode, on the CPU.
         path: The file to write; it appears whole or not at all.
         shape: (H, W, C) of stored images.
+        columns: {head: (C,) the network's class of each class that comes out}; None: as the network has them.
 
     Raises:
         ExportError: When an operator cannot be exported, or onnxscript is missing.
     """
     import onnx
 
-    graph = ExportGraph(network).eval()
+    graph = ExportGraph(network, columns).eval()
     example = torch.zeros((2, *shape), dtype=torch.uint8)
     names = list(network.head_names)
     try:
@@ -87,9 +98,21 @@ def export_onnx(network: Network, path: Path, *, shape: tuple[int, int, int]) ->
 
 
 def measure_parity(
-    network: Network, path: Path, source: PackedSource, rows: npt.NDArray[np.int64]
+    network: Network,
+    path: Path,
+    source: PackedSource,
+    rows: npt.NDArray[np.int64],
+    *,
+    columns: Columns | None = None,
 ) -> tuple[Parity, Probs]:
     """Compare an exported member with its torch network, in fp32, on real images.
+
+    Args:
+        network: What was exported.
+        path: The .onnx file.
+        source: The images.
+        rows: Which ones; at least one.
+        columns: As `export_onnx` was given them.
 
     Returns:
         The parity, and the exported member's probabilities of these rows.
@@ -102,7 +125,7 @@ def measure_parity(
         session.run(source.take(rows[start : start + ROWS_AT_ONCE])) for start in range(0, len(rows), ROWS_AT_ONCE)
     ]
     exported = {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
-    expected = predict_rows(network, source, rows)
+    expected = take_columns(predict_rows(network, source, rows), columns or {})
     diff = max(float(np.abs(exported[head] - expected[head]).max()) for head in expected)
     many = {head for head in expected if network.head_kinds[head] == "multilabel"}
     before, after = (Decision().decide(probs, multilabel=many) for probs in (expected, exported))
