@@ -96,8 +96,8 @@ def main() -> None:
     print(score_table(task, options.work))
 
 
-def make_competition(name: str, plan: Plan, archive: Path, work: Path, writer: str) -> None:
-    """Write data/, hidden/ and task.yaml."""
+def make_competition(name: str, plan: Plan, archive: Path, work: Path, writer: str, *, seed: int = 0) -> None:
+    """Write data/, hidden/ and task.yaml; `writer` is bangla's hidden test, `seed` draws caltech's."""
     with zipfile.ZipFile(archive) as files:
         rows = list(csv.DictReader(io.TextIOWrapper(files.open("labels.csv"), "utf-8")))
         if name == "bangla":
@@ -105,7 +105,7 @@ def make_competition(name: str, plan: Plan, archive: Path, work: Path, writer: s
             rows = [row for row in rows if row["root"] in commonest]
             hidden = [row["writer"] == writer for row in rows]
         else:
-            hidden = stratified_part([row["category"] for row in rows], share=0.15)
+            hidden = stratified_part([row["category"] for row in rows], share=0.15, seed=seed)
         for folder in ("data/images", "hidden/images"):
             (work / folder).mkdir(parents=True)
         for row, is_hidden in zip(rows, hidden, strict=True):
@@ -116,11 +116,11 @@ def make_competition(name: str, plan: Plan, archive: Path, work: Path, writer: s
     (work / "task.yaml").write_text(yaml.safe_dump(task, allow_unicode=True, sort_keys=False), encoding="utf-8")
 
 
-def stratified_part(labels: list[str], *, share: float) -> list[bool]:
+def stratified_part(labels: list[str], *, share: float, seed: int = 0) -> list[bool]:
     """Return True for the held-out share of every class."""
     from sklearn.model_selection import train_test_split
 
-    _, held_out = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=0)
+    _, held_out = train_test_split(np.arange(len(labels)), test_size=share, stratify=labels, random_state=seed)
     return np.isin(np.arange(len(labels)), held_out).tolist()
 
 
