@@ -61,7 +61,8 @@ def add_blend_parser(add: Adder) -> None:
     )
     one.add_argument(
         "--prior-shift",
-        choices=("auto", "always"),
+        type=_shift,
+        metavar="auto|always",
         nargs="?",
         const="auto",
         help="let the kernel estimate the test's class shares and correct for them (EM, Saerens 2002); shows what that "
@@ -97,6 +98,14 @@ def _add_budget(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--common", action="store_true", help="leave out images that some run does not predict, rather than stop"
     )
+
+
+def _shift(text: str) -> str:
+    if text not in ("auto", "always"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither auto nor always; write --prior-shift=auto, or put --prior-shift after the runs"
+        )
+    return text
 
 
 def _hours(text: str) -> float:

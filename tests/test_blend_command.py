@@ -176,3 +176,16 @@ def test_only_the_runs_given_are_measured(
     budget = ["--costs", "here", "--budget", "1", "--images", "7200"]
     result, _ = blended(capsys, command(pair, tmp_path, *quick(tmp_path), *budget))
     assert list(result["seconds"].values()) == [0.5] and len(result["runs"]) == 1
+
+
+def test_a_run_after_prior_shift_is_no_value_of_it(pair: list[Run], tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["blend", "--prior-shift", str(pair[0].folder), "--out", str(tmp_path / "blend.json")])
+    assert stopped.value.code == 2
+    assert "put --prior-shift after the runs" in capsys.readouterr().err
+
+
+def test_a_run_that_is_given_twice_is_named(pair: list[Run], tmp_path: Path, capsys: Capture) -> None:
+    folder = str(pair[0].folder)
+    assert main(["blend", folder, f"{folder}/", folder, "--out", str(tmp_path / "blend.json")]) == 2
+    assert "is given 3 times; name each run once" in capsys.readouterr().err
