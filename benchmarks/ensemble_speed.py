@@ -5,12 +5,14 @@
 Draws out-of-fold probabilities of 20 members for three heads (168, 11 and 7 classes) whose errors go together, and
 selects members for macro recall on all images and five times without a fold. Memory counts the probabilities, too.
 Then the same selections are made by plain numpy, which averages whole arrays for every candidate, on fewer images and
-steps; both must choose the same.
+steps; both must choose the same. With --whole, all of `blend_pool` runs instead: the strategies that are tried at such
+a size, the running order, and mixes and rules for every prefix of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import platform
 import resource
@@ -20,11 +22,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kaggle_kit.blending import blend_pool
 from kaggle_kit.blending.contest import Contest
+from kaggle_kit.blending.pool import join_predictions
 from kaggle_kit.blending.weights import greedy_weights
 from kaggle_kit.decision_search import EPSILON
 from kaggle_kit.metrics import confusion_matrix, macro_recall
-from kaggle_kit.task import Head
+from kaggle_kit.predictions import Predictions
+from kaggle_kit.task import Head, read_task
 
 CLASSES = (168, 11, 7)
 NUM_FOLDS = 5
@@ -165,6 +170,25 @@ def bench_naive(heads: Sequence[Entries], *, rows: int, steps: int) -> None:
         )
 
 
+def bench_whole(heads: Sequence[Entries]) -> None:
+    """Choose a blend of all heads together, as `kaggle-kit blend` does, but for how runs differ."""
+    task = dataclasses.replace(read_task("bengali"), heads={one.head.name: one.head for one in heads}, auxiliary={})
+    ids = np.array([f"image_{number:07d}" for number in range(len(heads[0].truth))])
+    runs = {
+        f"run{number}": Predictions(ids=ids, probs={one.head.name: one.values[number] for one in heads})
+        for number in range(len(heads[0].values))
+    }
+    truth = {one.head.name: one.truth for one in heads}
+    pool = join_predictions(task, runs, ids=ids, truth=truth, folds=heads[0].folds)
+    started = time.perf_counter()
+    found = blend_pool(pool)
+    seconds = time.perf_counter() - started
+    score, gained = found.blend.score, found.rival.shortfall
+    assert score is not None
+    print(f"\nthe whole choice: {seconds:.0f} s, {len(found.blend.runs)} runs by {found.choice.strategies}")
+    print(f"  {task.metric} {score.total:.5f}, {gained.value:+.5f} over the best single run {found.rival.run}")
+
+
 def main() -> None:
     """Draw, select, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -172,6 +196,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--naive-rows", type=int, default=10_000)
     parser.add_argument("--naive-steps", type=int, default=10)
+    parser.add_argument("--whole", action="store_true", help="time the whole choice instead")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}")
     started = time.perf_counter()
@@ -183,10 +208,18 @@ def main() -> None:
     )
     for entries in heads:
         print(f"  {entries.head.num_classes} classes: {describe(entries)}")
+    if options.whole:
+        bench_whole(heads)
+        print(f"peak memory {peak_gb():.2f} GB")
+        return
     seconds = bench_full(heads)
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    print(f"\nall heads: {seconds:.1f} s, peak memory {peak_gb:.2f} GB")
+    print(f"\nall heads: {seconds:.1f} s, peak memory {peak_gb():.2f} GB")
     bench_naive(heads, rows=options.naive_rows, steps=options.naive_steps)
+
+
+def peak_gb() -> float:
+    """Return the most memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 if __name__ == "__main__":
