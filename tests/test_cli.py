@@ -307,7 +307,7 @@ def test_probabilities_of_the_test_are_saved_and_trained_on(
     ids, decided = read_submission(toy.task, Path(submission))
     for head, classes in open_bundle(bundle_folder).decision.decide(predictions.align(ids).probs).items():
         assert (decided[head] == classes).all()
-    folds = str(runs[0].folder / "folds.parquet")
+    folds = shutil.copy(runs[0].folder / "folds.parquet", tmp_path)  # images are packed beside it
     places = [f"task={task_file}", f"data={data}", f"folds={folds}", f"packed={tmp_path / 'packed'}", "fold=0"]
     settings = ["model=tiny_resnet", "model.input_size=[24,32]", "epochs=1", "loader.batch_size=8"]
     pseudo = [f"pseudo.predictions={probs}", "pseudo.floor=0"]
