@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 LEAST_POWER, MOST_POWER = 0.01, 50.0  # beyond, the terms of a power mean round to 1, or underflow to 0
 FLOOR = 1e-6  # probabilities below are taken for it where logarithms are: half precision rounds smaller ones to 0
 NUM_QUANTILES = 101
-_TIE = 1e-3  # how much of the mean of probabilities is put to votes, so that it decides between equal ones
+VOTE_TIE = 1e-3  # how much of the mean of probabilities is put to votes, so that it decides between equal ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ def to_terms(
         return _to_ranks(probs, ranks)
     if kind == "vote":
         said = probs >= HALF if multilabel else probs.argmax(axis=1)[:, None] == np.arange(probs.shape[1])
-        return np.asarray((said + _TIE * probs) / (1 + _TIE))
+        return np.asarray((said + VOTE_TIE * probs) / (1 + VOTE_TIE))
     assert kind == "arithmetic"
     return probs
 
