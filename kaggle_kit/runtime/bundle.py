@@ -1,9 +1,10 @@
 """A bundle: one folder with everything a submission kernel needs, opened only when every byte is as written.
 
-    manifest.json       format, task, members with parity, the blend of their runs with its decision rules, priors,
-                        out-of-fold score, SHA-256 of all files
+    manifest.json       format, task, members with parity, cost and provenance, the blend of their runs with its
+                        decision rules, priors, out-of-fold score, SHA-256 of all files
     member_*.onnx       uint8 stored images in, one (batch, C) output of probabilities per head
-    golden.npz          a few images with the probabilities that each run gave them at home
+    fused.onnx          where it was asked for: all members and their blend in one graph, same input and outputs
+    golden.npz          images that show every class, with the probabilities that each run gave them at home
 
 Flat names, no archives that an upload would unpack, nothing pickled.
 """
@@ -15,7 +16,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +31,12 @@ from kaggle_kit.predictions import Probs
 from kaggle_kit.settings import build, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
+FUSED = "fused.onnx"
+
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,34 @@ class Parity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """What it costs that probabilities are not quite the same, measured on images whose truth is known.
+
+    Attributes:
+        rows: Images compared.
+        decisions: Decisions compared: a head's of an image.
+        decisions_changed: How many of them differ.
+        max_abs_diff: Largest difference of a probability.
+        score_before: The metric without the change.
+        score_after: With it.
+        interval: 95 % of resamples of the images gain between these two; below 0 is a loss, whatever the metric.
+    """
+
+    rows: int
+    decisions: int
+    decisions_changed: float
+    max_abs_diff: float
+    score_before: float
+    score_after: float
+    interval: tuple[float, float]
+
+    @property
+    def changed_share(self) -> float:
+        """Of the decisions, how many differ."""
+        return self.decisions_changed / max(self.decisions, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member:
     """One exported network; those of a run count the same.
 
@@ -58,17 +90,59 @@ class Member:
         file: Its .onnx file.
         run: The run it comes from.
         fold: The fold it was validated on; -1 where it was trained on everything.
-        score: Of its checkpoint, on its validation fold; None where it was trained on everything.
+        score: Of its checkpoint, on its validation fold; where it was trained on everything, the out-of-fold score of
+            the cross-validation whose settings it took.
+        score_of: Which of the two that is.
         config_hash: Of the settings it was trained with.
-        parity: Measured at export.
+        parity: Against torch in full precision, measured at export, before `precision` is lowered; of a model from
+            elsewhere against the out-of-fold predictions that came with it.
+        run_id: What the ledger knows the run by.
+        model: Name of its architecture.
+        licence: Of the pretrained weights it started from, as timm states it; empty: none, or not stated.
+        kit_version: Of the kit that trained it.
+        precision: What it computes in.
+        tta: The changes of the image that probabilities are averaged over, beside the image itself; empty: none.
+        derived_from: The auxiliary head that probabilities are summed from; empty: the heads' own.
+        stored: What is changed by all this against the run's stored out-of-fold predictions, which may have been made
+            in half precision; None where it has none of its own.
+        lowered: What the lower precision changes; None in full precision.
+        no_tensorrt: What TensorRT's parser would refuse in its graph; empty: nothing.
+        seconds: An image took at export, on the bundle's `seconds_on`.
     """
 
     file: str
     run: str
     fold: int
-    score: float | None
+    score: float
+    score_of: Literal["fold", "cross-validation"] = "fold"
     config_hash: str
     parity: Parity
+    run_id: str = ""
+    model: str = ""
+    licence: str = ""
+    kit_version: str = ""
+    precision: Precision = "fp32"
+    tta: tuple[str, ...] = ()
+    derived_from: str = ""
+    stored: Change | None = None
+    lowered: Change | None = None
+    no_tensorrt: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fused:
+    """All members and their blend in one graph.
+
+    Attributes:
+        file: Its .onnx file.
+        parity: Against the blend of the separate members.
+        seconds: An image took at export.
+    """
+
+    file: str
+    parity: Parity
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +157,11 @@ class Bundle:
         priors: {head: C shares of the train images that show a class}: what a broken image gets.
         oof_score: The blend's score on out-of-fold predictions, by rules fitted without the image's fold.
         files: {name: SHA-256} of every other file.
+        fused: The whole blend in one graph, where it was asked for.
+        change: What the blend of the exported members changes against the stored out-of-fold predictions; None where
+            all runs were trained on everything.
+        seconds_on: The machine that members' seconds were measured on.
+        created: When: ISO 8601, UTC.
         kit_version: Of the kit that wrote it.
     """
 
@@ -93,6 +172,10 @@ class Bundle:
     priors: dict[str, tuple[float, ...]]
     oof_score: float
     files: dict[str, str]
+    fused: Fused | None = None
+    change: Change | None = None
+    seconds_on: str = ""
+    created: str = ""
     kit_version: str = kaggle_kit.__version__
 
     @property
@@ -113,20 +196,23 @@ class Golden:
     Attributes:
         encoded: Encoded files, as bytes.
         fitted: Whether these are lossless encodings of the stored images, where the competition has bare pixels.
-        images: (n, H, W, C) uint8: the same images at the stored size.
+        images: (n, H, W, C) uint8: the same images at the stored size; the first ones show the most classes.
         probs: {run: {head: (n, C)}}: each run's, the mean of its members.
+        tolerance: How far a probability may be away on another machine.
     """
 
     encoded: tuple[bytes, ...]
     fitted: bool
     images: Image
     probs: dict[str, Probs]
+    tolerance: float = 2e-3
 
 
 def write_manifest(bundle: Bundle) -> None:
     """Write `manifest.json`, atomically."""
     values = {"format": FORMAT, "task": task_to_plain(bundle.task)}
-    names = ("kit_version", "oof_score", "blend", "members", "priors", "files")
+    about = ("kit_version", "created", "oof_score", "change", "seconds_on")
+    names = (*about, "blend", "members", "fused", "priors", "files")
     values |= {name: plain(getattr(bundle, name)) for name in names}
     values["sha256"] = _digest(values)
     with replacing(bundle.folder / MANIFEST) as temporary:
@@ -191,7 +277,8 @@ def _read_manifest(folder: Path) -> Bundle:
         bundle = build(Bundle, {**values, "folder": folder, "task": task})
     except SettingError as error:
         raise BundleError(f"{path}: {error}; make the bundle again") from None
-    unlisted = [member.file for member in bundle.members if member.file not in bundle.files]
+    needed = [member.file for member in bundle.members] + ([bundle.fused.file] if bundle.fused else [])
+    unlisted = [name for name in (*needed, GOLDEN) if name not in bundle.files]
     odd = [name for name in bundle.files if Path(name).name != name]
     if unlisted or odd or not bundle.members:
         raise BundleError(f"{path} lists no member, or files it may not: {some_of(odd + unlisted)}; make it again")
@@ -257,6 +344,7 @@ def save_golden(golden: Golden, folder: Path) -> None:
         for head, values in probs.items()
     }
     arrays |= {"encoded": joined, "sizes": sizes, "fitted": np.array(golden.fitted), "images": golden.images}
+    arrays["tolerance"] = np.array(golden.tolerance)
     with replacing(folder / GOLDEN) as temporary, temporary.open("wb") as file:
         np.savez(file, runs=np.array(list(golden.probs), np.str_), **arrays)  # type: ignore[arg-type]
 
@@ -273,7 +361,13 @@ def load_golden(folder: Path) -> Golden:
         if name.startswith("probs/"):
             _, number, head = name.split("/", 2)
             probs[str(arrays["runs"][int(number)])][head] = values
-    return Golden(encoded=encoded, fitted=bool(arrays["fitted"]), images=arrays["images"], probs=probs)
+    return Golden(
+        encoded=encoded,
+        fitted=bool(arrays["fitted"]),
+        images=arrays["images"],
+        probs=probs,
+        tolerance=float(arrays["tolerance"]),
+    )
 
 
 def file_sha256(path: Path) -> str:
