@@ -12,6 +12,7 @@ from conftest import SIZE, wide_task
 from torch import nn
 
 from kaggle_kit.errors import CheckpointError, DataError, SettingError
+from kaggle_kit.export.graph import ExportGraph
 from kaggle_kit.export.onnx import export_onnx
 from kaggle_kit.labels import Labels
 from kaggle_kit.runtime.backends import OnnxSession
@@ -358,7 +359,7 @@ def test_auxiliary_heads_stay_out_of_the_graph(tmp_path: Path) -> None:
 
 
 def check_export(network: nn.Module, path: Path) -> None:
-    export_onnx(network, path, shape=(*SIZE, 1))
+    export_onnx(ExportGraph(network), path, shape=(*SIZE, 1))
     found = OnnxSession(path).run(images(5).numpy())
     assert list(found) == ["root", "vowel"]
     for head, logits in network(images(5)).items():

@@ -1,118 +1,184 @@
-"""A checkpoint to one self-contained .onnx file, measured against torch on real images."""
+"""A network to one self-contained .onnx file, measured against torch on real images."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from kaggle_kit.decision import HALF, Decision
 from kaggle_kit.errors import ExportError, some_of
-from kaggle_kit.files import replacing
-from kaggle_kit.predictions import Probs, take_columns
+from kaggle_kit.export.graph import Columns, ExportGraph
+from kaggle_kit.pixels import Image
+from kaggle_kit.predictions import Probs
 from kaggle_kit.runtime.backends import INPUT, OnnxSession
 from kaggle_kit.runtime.bundle import Parity
 from kaggle_kit.sources import PackedSource
-from kaggle_kit.train.model import Network
-from kaggle_kit.train.predict import predict_rows
+from kaggle_kit.train.predict import EVAL_BATCH, read_ahead
 
-Columns = Mapping[str, npt.NDArray[np.int64]]
+if TYPE_CHECKING:
+    import onnx
+
+    from kaggle_kit.export.wrapping import ReadModule
+
+__all__ = ["Columns", "compare", "export_onnx", "measure_parity", "rerun", "run_onnx", "write_model"]
 
 OPSET = 18
 IR_VERSION = 10  # onnx 1.20+ writes 13, which older runtimes refuse
 MAX_ABS_DIFF = 1e-4
 TIE = 2e-4  # two best probabilities closer than this may change places
 ROWS_AT_ONCE = 64
+MAX_INSIDE = 2**31 - 2**24  # bytes of one protobuf file, with room for what is not weights
+SIDE_SUFFIX = ".data"
 
 
-class ExportGraph(nn.Module):
-    """Stored uint8 images in, one tensor of probabilities per head out.
-
-    Args:
-        network: What is exported.
-        columns: {head: (C,) the network's class of each class that comes out}; None: as the network has them.
-    """
-
-    def __init__(self, network: Network, columns: Columns | None = None) -> None:
-        super().__init__()
-        self.network = network
-        self.columns = {head: torch.from_numpy(places) for head, places in (columns or {}).items()}
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return a (B, C) float32 tensor per head from (B, H, W, channels) uint8."""
-        return tuple(self._probs(head, logits) for head, logits in self.network(image).items())
-
-    def _probs(self, head: str, logits: torch.Tensor) -> torch.Tensor:
-        many = self.network.head_kinds[head] == "multilabel"
-        probs = logits.sigmoid() if many else logits.softmax(dim=1)
-        return probs.index_select(1, self.columns[head]) if head in self.columns else probs
-
-
-def export_onnx(network: Network, path: Path, *, shape: tuple[int, int, int], columns: Columns | None = None) -> None:
+def export_onnx(graph: ExportGraph | ReadModule, path: Path, *, shape: tuple[int, int, int]) -> None:
     """Write a network as one .onnx file: dynamic batch, opset 18, IR 10.
 
     Args:
-        network: In evaluation mode, on the CPU.
+        graph: On the CPU; left in evaluation mode.
         path: The file to write; it appears whole or not at all.
         shape: (H, W, C) of stored images.
-        columns: {head: (C,) the network's class of each class that comes out}; None: as the network has them.
 
     Raises:
-        ExportError: When an operator cannot be exported, or onnxscript is missing.
+        ExportError: When an operator cannot be exported, onnx or onnxscript is missing, or the file cannot be written.
+    """
+    try:
+        import onnxscript  # noqa: F401  torch needs it, and says so only after long work
+
+        from kaggle_kit.export.rewrites import cast_first, drop_notes, fold_batchnorm
+    except ImportError as error:
+        raise ExportError(
+            f"export needs {error.name}, which is not installed; pip install 'kaggle_kit[train]'"
+        ) from None
+    model = _trace(graph, shape)
+    fold_batchnorm(model)
+    cast_first(model)
+    drop_notes(model)
+    write_model(model, path)
+
+
+def write_model(model: onnx.ModelProto, path: Path) -> None:
+    """Check a model and write it: one file, or beside 2 GB of weights two, `<name>` and `<name>.data`.
+
+    Args:
+        model: Its IR version is lowered to 10; large weights leave it for the second file.
+        path: The file to write; it appears whole or not at all.
+
+    Raises:
+        ExportError: When the model is none, or the disk is full.
     """
     import onnx
 
-    graph = ExportGraph(network, columns).eval()
-    example = torch.zeros((2, *shape), dtype=torch.uint8)
-    names = list(network.head_names)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                graph,
-                (example,),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=OPSET,
-                external_data=False,
-            )
-    except ImportError as error:
-        raise ExportError(f"export needs {error.name}; pip install 'kaggle_kit[train]'") from None
-    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        raise ExportError(f"{type(network.backbone).__name__} cannot be exported: {str(error)[:300]}") from None
-    assert program is not None
-    model = program.model_proto
     model.ir_version = min(model.ir_version, IR_VERSION)
-    onnx.checker.check_model(model, full_check=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(model.SerializeToString())
+    side = path.name + SIDE_SUFFIX
+    beside = _num_bytes(model) > MAX_INSIDE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            onnx.save_model(model, temporary, save_as_external_data=beside, location=side)
+            onnx.checker.check_model(temporary, full_check=True)
+            if beside:
+                (Path(folder) / side).replace(path.with_name(side))
+            temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ExportError(f"{path} cannot be written ({reason}); free some space, or give another folder") from None
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{path.name} would be no valid ONNX model: {_brief(error)}; not written") from None
+
+
+def rerun(graph: ExportGraph, source: PackedSource, rows: npt.NDArray[np.int64]) -> Probs:
+    """Return {head: (rows, C) float32} as torch computes it in full precision, on the GPU where there is one.
+
+    Args:
+        graph: What was exported; left where it lay, in evaluation mode.
+        source: The images.
+        rows: Which ones; at least one.
+    """
+    home = next(graph.parameters()).device
+    size = max(1, EVAL_BATCH // len(graph.views))
+    with _without_tf32():
+        graph.eval().to("cuda" if torch.cuda.is_available() else home)
+        try:
+            while True:
+                try:
+                    return _run_torch(graph, read_ahead(source, rows, size=size))
+                except torch.OutOfMemoryError:
+                    if size == 1:
+                        raise
+                size //= 2
+                torch.cuda.empty_cache()
+        finally:
+            graph.to(home)
+
+
+def run_onnx(model: Path | bytes, source: PackedSource, rows: npt.NDArray[np.int64]) -> Probs:
+    """Return {head: (rows, C) float32} as ONNX Runtime computes it on the CPU.
+
+    Args:
+        model: The .onnx file, or what would stand in it.
+        source: The images.
+        rows: Which ones; at least one.
+
+    Raises:
+        BundleError: When the file does not load.
+    """
+    run = _Unwritten(model).run if isinstance(model, bytes) else OnnxSession(model, device="cpu").run
+    return _joined(run(images) for images in read_ahead(source, rows, size=ROWS_AT_ONCE))
+
+
+def compare(expected: Probs, found: Probs, *, multilabel: Collection[str], name: str) -> Parity:
+    """Measure how well probabilities repeat others of the same images.
+
+    Args:
+        expected: {head: (N, C)}.
+        found: The same, computed otherwise.
+        multilabel: The heads whose classes have a probability each.
+        name: What is compared, for the error.
+
+    Raises:
+        ExportError: When heads or classes differ, a probability differs by more than 1e-4, or a decision changes that
+            was no near tie.
+    """
+    shapes = [{head: probs.shape for head, probs in one.items()} for one in (expected, found)]
+    if shapes[0] != shapes[1]:
+        raise ExportError(f"{name} gives {shapes[1]}, its network {shapes[0]}; not shipped: export it again")
+    diff = float(np.max([np.abs(found[head] - expected[head]).max() for head in expected]))  # NaN stays NaN
+    many = {head for head in expected if head in multilabel}
+    before, after = (Decision().decide(probs, multilabel=many) for probs in (expected, found))
+    changed = {head: before[head] != after[head] for head in expected}
+    ties = {head: _is_near_half(probs) if head in many else _is_tie(probs) for head, probs in expected.items()}
+    clear = [head for head in expected if (changed[head] & ~ties[head]).any()]
+    rows = len(next(iter(expected.values())))
+    if not diff <= MAX_ABS_DIFF or clear:
+        raise ExportError(
+            f"{name} does not repeat its network on {rows:,} images: probabilities differ by up to {diff:.2e} (allowed "
+            f"{MAX_ABS_DIFF:.0e}), decisions of head(s) {some_of(clear) or 'none'} change; not shipped"
+        )
+    return Parity(rows=rows, max_abs_diff=diff, decisions_changed=sum(int(flags.sum()) for flags in changed.values()))
 
 
 def measure_parity(
-    network: Network,
-    path: Path,
-    source: PackedSource,
-    rows: npt.NDArray[np.int64],
-    *,
-    columns: Columns | None = None,
+    graph: ExportGraph, path: Path, source: PackedSource, rows: npt.NDArray[np.int64]
 ) -> tuple[Parity, Probs]:
-    """Compare an exported member with its torch network, in fp32, on real images.
+    """Compare an exported member with its torch network, both in full precision, on real images.
 
     Args:
-        network: What was exported.
+        graph: What was exported.
         path: The .onnx file.
         source: The images.
         rows: Which ones; at least one.
-        columns: As `export_onnx` was given them.
 
     Returns:
         The parity, and the exported member's probabilities of these rows.
@@ -120,26 +186,110 @@ def measure_parity(
     Raises:
         ExportError: When a probability differs by more than 1e-4, or a decision changes that was no near tie.
     """
-    session = OnnxSession(path, device="cpu")
-    parts = [
-        session.run(source.take(rows[start : start + ROWS_AT_ONCE])) for start in range(0, len(rows), ROWS_AT_ONCE)
+    found = run_onnx(path, source, rows)
+    many = [name for name in graph.names if graph.network.head_kinds[name] == "multilabel"]
+    return compare(rerun(graph, source, rows), found, multilabel=many, name=path.name), found
+
+
+class _Unwritten:
+    """A session of a model that is in no file."""
+
+    def __init__(self, model: bytes) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def run(self, images: Image) -> Probs:
+        """Return {output: (B, C) float32} of (B, H, W, C) uint8 stored images."""
+        names = [output.name for output in self._session.get_outputs()]
+        values = self._session.run(names, {self._session.get_inputs()[0].name: images})
+        return dict(zip(names, values, strict=True))
+
+
+def _trace(graph: ExportGraph | ReadModule, shape: tuple[int, int, int]) -> onnx.ModelProto:
+    """Return what torch's exporter makes of a network."""
+    example = torch.zeros((2, *shape), dtype=torch.uint8)
+    graph.eval()
+    try:
+        with _quiet(), _contiguous_pooling(graph):
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=list(graph.names),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                external_data=False,
+            )
+    except (RuntimeError, ValueError, TypeError) as error:
+        from kaggle_kit.export.obstacles import explain
+
+        raise ExportError(f"{_name_of(graph)} cannot be exported: {explain(error, graph)}") from None
+    assert program is not None
+    model = program.model_proto
+    fixed = [
+        value.name for value in (*model.graph.input, *model.graph.output) if not _is_dynamic(value.type.tensor_type)
     ]
-    exported = {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
-    expected = take_columns(predict_rows(network, source, rows), columns or {})
-    diff = max(float(np.abs(exported[head] - expected[head]).max()) for head in expected)
-    many = {head for head in expected if network.head_kinds[head] == "multilabel"}
-    before, after = (Decision().decide(probs, multilabel=many) for probs in (expected, exported))
-    changed = {head: before[head] != after[head] for head in expected}
-    ties = {head: _is_near_half(probs) if head in many else _is_tie(probs) for head, probs in expected.items()}
-    clear = [head for head in expected if (changed[head] & ~ties[head]).any()]
-    if diff > MAX_ABS_DIFF or clear:
+    if fixed:
         raise ExportError(
-            f"{path.name} does not repeat its network on {len(rows):,} images: probabilities differ by up to "
-            f"{diff:.2e} (allowed {MAX_ABS_DIFF:.0e}), decisions of head(s) "
-            f"{some_of(clear) or 'none'} change; not shipped"
+            f"{_name_of(graph)} cannot be exported: {some_of(fixed)} comes in batches of {len(example)} alone, the "
+            "number of images it was traced with; write it so that any number goes"
         )
-    total = sum(int(flags.sum()) for flags in changed.values())
-    return Parity(rows=len(rows), max_abs_diff=diff, decisions_changed=total), exported
+    return model
+
+
+def _name_of(graph: ExportGraph | ReadModule) -> str:
+    return repr(graph.network.name) if isinstance(graph, ExportGraph) else type(graph.module).__name__
+
+
+def _is_dynamic(tensor: Any) -> bool:
+    return bool(tensor.shape.dim) and tensor.shape.dim[0].HasField("dim_param")
+
+
+@contextlib.contextmanager
+def _contiguous_pooling(graph: torch.nn.Module) -> Iterator[None]:
+    """Let no global pooling see channels last, where torch would make a Gather of places in memory out of it."""
+    pools = [module for module in graph.modules() if isinstance(module, torch.nn.AdaptiveAvgPool2d)]
+    handles = [pool.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)) for pool in pools]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Let GPUs multiply with all 24 bits of fp32 for the block."""
+    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.allow_tf32 = value
+
+
+@torch.inference_mode()
+def _run_torch(graph: ExportGraph, batches: Iterator[Image]) -> Probs:
+    device = next(graph.parameters()).device
+    said = (graph(torch.from_numpy(images).to(device)) for images in batches)
+    return _joined({name: one.cpu().numpy() for name, one in zip(graph.names, probs, strict=True)} for probs in said)
+
+
+def _joined(parts: Iterator[Probs]) -> Probs:
+    """Return the rows of all parts, in order."""
+    held = list(parts)
+    return {name: np.concatenate([part[name] for part in held]) for name in held[0]}
+
+
+def _num_bytes(model: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def _is_near_half(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -152,13 +302,18 @@ def _is_tie(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     return np.asarray(best[:, 1] - best[:, 0] <= TIE)
 
 
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's step-by-step report and its libraries' deprecation notices off the screen."""
+    """Keep the exporter's reports, of which an error gives the gist, and its libraries' notices off the screen."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
+    unread = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -51,7 +51,7 @@ class Preprocess(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return (B, C, h, w) float32 from (B, H, W, C) uint8, or float from 0 to 255."""
-        pixels = images.permute(0, 3, 1, 2).float()
+        pixels = images.float().permute(0, 3, 1, 2)  # TensorRT takes uint8 into a Cast alone
         if self.stored_size != self.input_size:
             pixels = self._resized(pixels)
         return (pixels - self.mean) / self.std
@@ -76,6 +76,7 @@ class Network(nn.Module):
         head_names: The task's heads.
         auxiliary_names: Heads that are trained beside them.
         head_kinds: How the classes of each trained head exclude each other.
+        head_classes: How many each has.
         fixed_size: The backbone takes images of one size alone.
     """
 
@@ -90,6 +91,7 @@ class Network(nn.Module):
         self.head_names = tuple(task.heads)
         self.auxiliary_names = tuple(task.auxiliary)
         self.head_kinds = {name: str(head.kind) for name, head in task.trained_heads.items()}
+        self.head_classes = {name: head.num_classes for name, head in task.trained_heads.items()}
         self.derive_from = config.derive_from
         self.dropout = nn.Dropout(config.dropout)
         self.pool: Pool | None = None
@@ -116,7 +118,11 @@ class Network(nn.Module):
             images: At the stored size.
             auxiliary: Those of the auxiliary heads too, after those of the task's.
         """
-        features = self.dropout(self._pooled(self.preprocess(images)))
+        return self.logits(self.preprocess(images), auxiliary=auxiliary)
+
+    def logits(self, pixels: torch.Tensor, *, auxiliary: bool = False) -> Logits:
+        """Return what `forward` does from (B, C, h, w) float, as `preprocess` gives them."""
+        features = self.dropout(self._pooled(pixels))
         names = self.head_names + self.auxiliary_names if auxiliary else self.head_names
         wanted = {*names, self.derive_from}
         made = zip(self._made_names, self.heads, strict=True)
