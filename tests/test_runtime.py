@@ -18,8 +18,7 @@ from kaggle_kit.mixes import MixKind
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.prior_shift import shift_predictions
 from kaggle_kit.runs import Run
-from kaggle_kit.runtime import mounts
-from kaggle_kit.runtime import predictor as predictor_module
+from kaggle_kit.runtime import graphs, mounts
 from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import open_bundle
 from kaggle_kit.runtime.predictor import Predictor, predict_submission
@@ -182,6 +181,30 @@ def test_a_competition_of_the_old_layout_gives_way_to_the_new(tmp_path: Path, mo
     assert mounts.find_competition("meta/sample.csv") == tmp_path / "input" / "competitions" / "toy"
 
 
+@pytest.mark.parametrize("place", ["notebooks/me/build", "datasets/me/engines", "build"])
+@pytest.mark.parametrize("inside", ["", "engines"])
+def test_engines_are_found_where_a_kernel_or_a_dataset_holds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, inside: str
+) -> None:
+    monkeypatch.setenv(mounts.ROOT_VARIABLE, str(tmp_path))
+    folder = tmp_path / "input" / place / inside
+    assert mounts.find_engines() is None
+    (folder / "deeper" / "still").mkdir(parents=True)
+    (folder / "deeper" / "still" / "engines.json").touch()
+    assert mounts.find_engines() is None
+    (folder / "engines.json").touch()
+    assert mounts.find_engines() == folder
+
+
+def test_engines_in_several_attached_folders_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(mounts.ROOT_VARIABLE, str(tmp_path))
+    for name in ("a/engines", "b"):
+        (tmp_path / "input" / "notebooks" / "me" / name).mkdir(parents=True)
+        (tmp_path / "input" / "notebooks" / "me" / name / "engines.json").touch()
+    with pytest.raises(DataError, match=r"engines.json is in several attached folders: .*a/engines', .*/b'; attach"):
+        mounts.find_engines()
+
+
 def test_a_system_without_memory_figures_changes_nothing(
     bundle_folder: Path, test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,11 +313,11 @@ class TestMixes:
         bundle = with_blend(folder, tmp_path / "bundle", blend)
         loaded: list[str] = []
 
-        def load(path: Path) -> OnnxSession:
+        def load(path: Path, **options) -> OnnxSession:
             loaded.append(path.name)
-            return OnnxSession(path)
+            return OnnxSession(path, **options)
 
-        monkeypatch.setattr(predictor_module, "OnnxSession", load)
+        monkeypatch.setattr(graphs, "OnnxSession", load)
         out, probs = tmp_path / "s.csv", tmp_path / "probs.npz"
         command = ["predict", str(bundle), str(toy.hidden), "--out", str(out), "--probs", str(probs), "--runs", "2"]
         assert main(command) == 0

@@ -9,11 +9,12 @@ minutes.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.runtime.bundle import MANIFEST, bundle_files
+from kaggle_kit.runtime.engines import ENGINES
 
 ROOT_VARIABLE = "KAGGLE_KIT_ROOT"  # a rehearsal's stand-in for /kaggle
 RERUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"  # set in the hidden rerun alone
@@ -48,13 +49,32 @@ def find_bundle() -> Path:
     return _find(MANIFEST, lambda folder: bool(bundle_files(folder)))
 
 
+def find_engines() -> Path | None:
+    """Return the attached folder that holds TensorRT engines, or its folder `engines`; None where none does.
+
+    Raises:
+        DataError: When several do.
+    """
+    return _search(ENGINES, lambda _folder: True, inside=("", "engines"))
+
+
 def _find(file_name: str, accepts: Callable[[Path], bool]) -> Path:
+    found = _search(file_name, accepts)
+    if found is not None:
+        return found
+    root = kaggle_root() / "input"
+    attached = some_of(sorted({str(path.relative_to(root)) for kind in FOLDERS for path in root.glob(kind)}), 9)
+    raise DataError(f"no folder attached under {root} holds {file_name}; attached: {attached or 'nothing'}")
+
+
+def _search(file_name: str, accepts: Callable[[Path], bool], *, inside: Sequence[str] = ("",)) -> Path | None:
+    """Return the attached folder, or one of these folders inside it, that holds a file; refuse several of a kind."""
     root = kaggle_root() / "input"
     for folders in FOLDERS:
-        found = [folder for folder in sorted(root.glob(folders)) if (folder / file_name).is_file() and accepts(folder)]
+        candidates = [folder / name for folder in sorted(root.glob(folders)) for name in inside]
+        found = [folder for folder in candidates if (folder / file_name).is_file() and accepts(folder)]
         if len(found) > 1:
             raise DataError(f"{file_name} is in several attached folders: {some_of(found)}; attach one of them")
         if found:
             return found[0]
-    attached = some_of(sorted({str(path.relative_to(root)) for kind in FOLDERS for path in root.glob(kind)}), 9)
-    raise DataError(f"no folder attached under {root} holds {file_name}; attached: {attached or 'nothing'}")
+    return None

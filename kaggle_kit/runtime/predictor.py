@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kaggle_kit.ensemble import blend_probs, mean_probs
 from kaggle_kit.errors import BundleError
 from kaggle_kit.labels import Classes
 from kaggle_kit.metrics import PROBABILITY_METRICS
-from kaggle_kit.pixels import Image, read_stored
+from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Predictions, Probs, concatenate
 from kaggle_kit.prior_shift import shift_predictions
-from kaggle_kit.runtime.backends import OnnxSession, describe_provider
-from kaggle_kit.runtime.bundle import load_golden, open_bundle
+from kaggle_kit.runtime.bundle import open_bundle
+from kaggle_kit.runtime.golden import check_distance, decode_golden, first_images, read_golden
+from kaggle_kit.runtime.graphs import FusedGraph, Loader, choose_graphs, describe_sessions
 from kaggle_kit.runtime.mounts import in_rerun
 from kaggle_kit.sources import Source, check_ids, open_source
 from kaggle_kit.submission import (
@@ -32,7 +32,7 @@ from kaggle_kit.task import refuse_multilabel
 
 BATCH = 64
 LINE_EVERY_S = 15.0
-GOLDEN_TOLERANCE = 2e-3
+START_IMAGES = 16  # golden images looked at before predicting: `kaggle-kit bundle --verify` takes all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def print_line(text: str) -> None:
 
 
 class Predictor:
-    """The runs of a bundle, or the first of them, each member in its own session.
+    """The runs of a bundle, or the first of them: each member in its own session, or the whole blend as one graph.
 
     Attributes:
         bundle: The whole bundle.
@@ -69,6 +69,9 @@ class Predictor:
         *,
         num_runs: int | None = None,
         prior_shift: bool | None = None,
+        fused: bool | None = None,
+        engines: Path | None = None,
+        build_s: float | None = None,
         say: Callable[[str], object] = print_line,
     ) -> None:
         """Open a bundle and check it against its golden images.
@@ -78,12 +81,18 @@ class Predictor:
             num_runs: How many runs of the running order are loaded, then mixed and decided by what was fitted for just
                 these; None: all.
             prior_shift: Whether `decide` corrects for the class shares it finds; None: as the bundle says.
+            fused: True: nothing but the bundle's fused graph will do; False: separate members; None: the fused graph
+                where the bundle has one and all runs are asked for.
+            engines: A folder of TensorRT engines, from `kernels/build_engine`; those that do not fit are passed over,
+                aloud.
+            build_s: Seconds that may be spent on building such engines again, all together; None: none is built.
             say: Where progress lines go.
 
         Raises:
             BundleError: When a file is missing or changed, or this machine computes something else; the latter is
                 only a warning in Kaggle's hidden rerun, where a submission must still come out.
-            SettingError: When there are fewer runs, or class shares are to be corrected for and a head is multi-label.
+            SettingError: When there are fewer runs, no fused graph for these runs though it was asked for, or class
+                shares are to be corrected for and a head is multi-label.
         """
         self.bundle = open_bundle(folder)
         self.blend = self.bundle.blend if num_runs is None else self.bundle.blend.first(num_runs)
@@ -91,42 +100,50 @@ class Predictor:
         self._prior_shift = self.blend.prior_shift if prior_shift is None else prior_shift
         if self._prior_shift:
             refuse_multilabel(self.bundle.task, "correcting for class shares", "make the bundle without it")
-        files = {name: [m.file for m in self.bundle.members if m.run == name] for name in self.blend.runs}
-        self._sessions = {name: [OnnxSession(folder / file) for file in files[name]] for name in files}
-        say(describe_provider(self._sessions[self.blend.runs[0]][0].provider))
+        load = Loader(engines, build_s=build_s, say=say)
+        self._graphs = choose_graphs(self.bundle, self.blend, fused=fused, load=load)
+        for line in describe_sessions(self._graphs.sessions):
+            say(line)
         say(self._describe_runs())
-        say(f"golden images agree to {self._check_golden():.1e}")
+        self._check_golden()
 
     def run(self, images: Image) -> Probs:
         """Return the blend's {head: (B, C) probabilities} of (B, H, W, C) uint8 stored images."""
-        runs = list(self.run_each(images).values())
-        return blend_probs(self.blend, runs, multilabel=self.bundle.task.multilabel_heads)
+        return self._graphs.run(images)
 
     def run_each(self, images: Image) -> dict[str, Probs]:
-        """Return {run: {head: (B, C) probabilities}}: of each run the mean of its members."""
-        return {
-            name: mean_probs([session.run(images) for session in sessions]) for name, sessions in self._sessions.items()
-        }
+        """Return {run: {head: (B, C) probabilities}}: of each run the mean of its members.
+
+        Raises:
+            SettingError: When the fused graph is run, which gives the blend alone.
+        """
+        return self._graphs.run_each(images)
 
     def predict(self, source: Source) -> Predicted:
         """Predict every image of a source, holding one chunk of images at a time.
 
-        A broken image gets the class priors and is counted.
+        A broken image gets the class priors and is counted; in the hidden rerun, so does one whose probabilities come
+        out as NaN.
+
+        Raises:
+            PredictionError: When probabilities come out as NaN anywhere else.
         """
         started = said = time.monotonic()
         parts = [self._no_predictions()]
         broken: dict[str, str] = {}
         done = 0
         for chunk in source.chunks():
+            broken |= chunk.broken
             for start in range(0, len(chunk.ids), BATCH):
                 ids = chunk.ids[start : start + BATCH]
                 probs = self.run(chunk.images[start : start + BATCH])
-                parts.append(self._with_priors(ids, probs, chunk.broken))
+                if in_rerun():
+                    broken |= _not_finite(ids, probs)
+                parts.append(self._with_priors(ids, probs, broken))
                 done += len(ids)
                 if time.monotonic() - said > LINE_EVERY_S:
                     said = time.monotonic()
                     self._say(_progress_line(done, len(source), said - started))
-            broken |= chunk.broken
         seconds = time.monotonic() - started
         self._say(_progress_line(done, len(source), seconds))
         return Predicted(predictions=concatenate(parts), broken=broken, seconds=seconds)
@@ -175,6 +192,7 @@ class Predictor:
         return Predictions(ids=np.zeros(0, np.str_), probs=empty, multilabel=self.bundle.task.multilabel_heads)
 
     def _with_priors(self, ids: Text, probs: Probs, broken: dict[str, str]) -> Predictions:
+        """Return predictions in which broken images have the class priors."""
         for row, name in enumerate(ids.tolist()):
             if name in broken:
                 for head in probs:
@@ -189,37 +207,23 @@ class Predictor:
         if score is None and not cut:
             score = self.bundle.oof_score
         said = "not measured" if score is None else f"{score:.4f}"
-        members = sum(map(len, self._sessions.values()))
+        members = sum(member.run in runs for member in self.bundle.members)
+        how = " in one graph" if isinstance(self._graphs, FusedGraph) else ""
         metric = self.bundle.task.metric
-        return f"run(s) {', '.join(runs)}{cut}: {members} member(s), out-of-fold {metric} {said}"
+        return f"run(s) {', '.join(runs)}{cut}: {members} member(s){how}, out-of-fold {metric} {said}"
 
-    def _check_golden(self) -> float:
-        """Return the largest difference from the probabilities computed at home."""
-        golden = load_golden(self.bundle.folder)
-        task = self.bundle.task
-        stored = None if golden.fitted else task.stored
-        images = np.stack(
-            [read_stored(data, channels=task.images.channels, stored=stored)[0] for data in golden.encoded]
-        )
-        away = {name: _difference(probs, golden.probs[name]) for name, probs in self.run_each(images).items()}
-        worst = max(away, key=lambda name: away[name])
-        if away[worst] > GOLDEN_TOLERANCE:
-            pixels = int(np.abs(images.astype(np.int16) - golden.images).max())
-            message = (
-                f"golden images give run {worst!r} probabilities {away[worst]:.4f} away from home (allowed "
-                f"{GOLDEN_TOLERANCE}); their pixels differ by up to {pixels} of 255; this machine's OpenCV or "
-                "onnxruntime computes something else"
-            )
+    def _check_golden(self) -> None:
+        """Say how far the first golden images are away from home, or refuse to go on."""
+        try:
+            golden = first_images(read_golden(self.bundle), START_IMAGES)
+            images = decode_golden(golden, self.bundle.task)
+            distance = self._graphs.distance(images, golden)
+            check_distance(distance, golden, images)
+            self._say(f"{len(images)} golden images agree to {distance.difference:.1e}")
+        except BundleError as error:
             if not in_rerun():
-                raise BundleError(message)
-            self._say(f"WARNING {message}")
-        return away[worst]
-
-
-def _difference(found: Probs, expected: Probs) -> float:
-    """Return the largest difference of a probability, infinite where one is NaN."""
-    differences = [np.abs(found[head] - expected[head]).max() for head in expected]
-    return float(np.nan_to_num(differences, nan=np.inf).max())
+                raise
+            self._say(f"WARNING {error}")
 
 
 def predict_submission(
@@ -229,6 +233,9 @@ def predict_submission(
     *,
     num_runs: int | None = None,
     prior_shift: bool | None = None,
+    fused: bool | None = None,
+    engines: Path | None = None,
+    build_s: float | None = None,
     say: Callable[[str], object] = print_line,
 ) -> Predicted:
     """Write the submission of a bundle for a competition's test images, and check it.
@@ -239,12 +246,23 @@ def predict_submission(
         out: The CSV file to write; it appears whole or not at all.
         num_runs: How many runs of the running order are used, with what was fitted for just these; None: all.
         prior_shift: Whether probabilities are corrected for the test's class shares; None: as the bundle says.
+        fused: Whether the bundle's fused graph is run; None: where it can be.
+        engines: A folder of TensorRT engines; in a kernel, what `find_engines` finds.
+        build_s: Seconds that may be spent on building such engines again; None: those that do not fit are passed over.
         say: Where progress lines go.
 
     Raises:
         KitError: For anything wrong with bundle or data, before any time is spent where possible.
     """
-    predictor = Predictor(folder, num_runs=num_runs, prior_shift=prior_shift, say=say)
+    predictor = Predictor(
+        folder,
+        num_runs=num_runs,
+        prior_shift=prior_shift,
+        fused=fused,
+        engines=engines,
+        build_s=build_s,
+        say=say,
+    )
     task = predictor.bundle.task
     rows = expected_rows(task, data)
     if task.metric in PROBABILITY_METRICS and not writes_probs(task):
@@ -263,6 +281,12 @@ def predict_submission(
     predictor.write(out, predicted, rows=rows)
     say(f"{out}: {len(rows):,} rows")
     return predicted
+
+
+def _not_finite(ids: Text, probs: Probs) -> dict[str, str]:
+    """Return {id: reason} of images that no probabilities came out for."""
+    finite = np.all([np.isfinite(values).all(axis=1) for values in probs.values()], axis=0)
+    return dict.fromkeys(ids[~finite].tolist(), "its probabilities are NaN or infinite")
 
 
 def _progress_line(done: int, total: int, seconds: float) -> str:
