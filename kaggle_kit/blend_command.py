@@ -184,7 +184,8 @@ def _soups(runs: Sequence[Run], out: Path, costs: Costs | None) -> tuple[list[Ru
         found = "; ".join(alone[:3]) + (f"; and {len(alone) - 3} more" if len(alone) > 3 else "")
         raise SettingError(
             "--soup averages runs of one architecture with equal settings, folds and images, and no two of the "
-            f"{len(runs)} given are: {found or 'each was trained on everything'}; train them alike, or leave --soup out"
+            f"{len(runs)} given are: {found or 'each was trained on everything or comes from elsewhere'}; train them "
+            "alike, or leave --soup out"
         )
     for sentence in alone:
         print(f"not averaged: {sentence}")

@@ -40,7 +40,8 @@ class Entry:
         metric: Of all scores here.
         created: When training ended: ISO 8601.
         settings: {dotted key: plain value} of all settings, so that a version with other defaults shows the same;
-            `build` takes a bool only where it is named.
+            `build` takes a bool only where it is named. Of an adopted run: its model's name, and that it was trained
+            elsewhere.
         folds: Such as "stratified 5, seed 0, labels 3f2a1c"; "" when not known.
         total: CV: the out-of-fold score.
         heads: CV of each head.
@@ -97,7 +98,7 @@ def entry_of(run: Run) -> Entry:
         task=run.task.name,
         metric=run.task.metric,
         created=run.created,
-        settings=settings_of(run.config) | _circumstances(run),
+        settings=_settings(run) | _circumstances(run),
         folds=_folds_of(run),
         total=run.score.total,
         heads=run.score.heads,
@@ -153,6 +154,13 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, objec
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _settings(run: Run) -> dict[str, object]:
+    """Return a run's settings; of one that was trained elsewhere nothing is known but what its model is called."""
+    if run.is_adopted:
+        return {"model.name": run.config.model.name, "trained": "elsewhere"}
+    return settings_of(run.config)
 
 
 def _circumstances(run: Run) -> dict[str, object]:

@@ -5,6 +5,11 @@ RUN/folds.parquet               the folds it was trained on
 RUN/oof.npz                     out-of-fold predictions of all trained folds
 RUN/fold0/best.safetensors      and oof.npz, history.csv; everything/best.safetensors of a training on everything
 RUN/run.html                    what a person looks at
+
+A run that was adopted, with models from elsewhere, holds run.json, folds.parquet and oof.npz likewise, and
+
+RUN/fold0/member.onnx           stored images in, probabilities out; everything/member.onnx of a model of all images
+RUN/adopted.json                how the models read images, and how well they repeat their predictions
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import datetime
 import json
 import secrets
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import kaggle_kit
@@ -54,12 +59,12 @@ class FoldSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A finished training.
+    """A finished training, or models from elsewhere that were adopted.
 
     Attributes:
         folder: Where it lies.
         task: The competition, stored size known.
-        config: The settings.
+        config: The settings; of an adopted run the model's name alone says something.
         data: The competition's data folder.
         packed: The packed store it was trained from.
         packed_key: That store's key then.
@@ -70,6 +75,7 @@ class Run:
         environment: Versions and devices it was trained with.
         created: When training ended: ISO 8601, UTC.
         id: What the ledger knows it by, drawn when it is first written: 12 hexadecimal digits.
+        adopted: {fold: its .onnx file, relative to the folder} of models from elsewhere; empty: it was trained here.
     """
 
     folder: Path
@@ -84,6 +90,7 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
     created: str = ""
     id: str = ""
+    adopted: dict[int, str] = field(default_factory=dict)
 
     @property
     def score(self) -> Score:
@@ -95,9 +102,34 @@ class Run:
         """The folder's name."""
         return self.folder.resolve().name
 
+    @property
+    def is_adopted(self) -> bool:
+        """Whether its models come from elsewhere, as .onnx files."""
+        return bool(self.adopted)
+
     def checkpoint(self, fold: int) -> Path:
-        """Return the best checkpoint of a fold."""
+        """Return the best checkpoint of a fold.
+
+        Raises:
+            DataError: When the run was adopted.
+        """
+        if self.is_adopted:
+            raise DataError(
+                f"run {self.name!r} comes from elsewhere and has no checkpoint of fold {fold}, only an .onnx file; it "
+                "can be blended and bundled, and not be averaged or trained on"
+            )
         return fold_folder(self.folder, fold) / "best.safetensors"
+
+    def onnx(self, fold: int) -> Path:
+        """Return the .onnx file of a fold of an adopted run: stored images in, probabilities of every head out.
+
+        Raises:
+            DataError: When the run was trained here, or has no such fold.
+        """
+        if fold not in self.adopted:
+            found = f"folds {sorted(self.adopted)}" if self.adopted else "none, for it was trained here"
+            raise DataError(f"run {self.name!r} has no .onnx file of fold {fold} (found: {found}); export it")
+        return self.folder / self.adopted[fold]
 
     @property
     def oof_file(self) -> Path:
@@ -144,6 +176,7 @@ def write_run(run: Run) -> None:
         "folds": plain(run.folds),
         "like": run.like,
         "environment": run.environment,
+        "adopted": plain(run.adopted),
     }
     with replacing(run.folder / "run.json") as temporary:
         temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -175,6 +208,18 @@ def read_run(folder: Path) -> Run:
             environment=values["environment"],
             created=values["created"],
             id=values.get("id", ""),
+            adopted=_adopted(values.get("adopted", {}), values["folds"]),
         )
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, SettingError) as error:
         raise DataError(f"{path} does not read ({error}); train the run again") from None
+
+
+def _adopted(files: dict[str, str], folds: dict[str, Any]) -> dict[int, str]:
+    """Return {fold: file} of an adopted run, one for each fold and all in the run's folder; nothing: it was trained."""
+    for name in files.values():
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise SettingError(f"`adopted` names {name!r}, which is outside of the run's folder")
+    if files and files.keys() != folds.keys():
+        raise SettingError(f"`adopted` has folds {sorted(files)}, and the run {sorted(folds)}")
+    return {int(fold): name for fold, name in files.items()}

@@ -1,4 +1,4 @@
-"""`kaggle-kit runs`: list runs and what the leaderboard gave them, note it, share it, and foresee a shake-up."""
+"""`kaggle-kit runs`: list, note, share and adopt runs, and foresee a shake-up."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from kaggle_kit.runs import Run
     from kaggle_kit.shakeup import Part
 
-SUBCOMMANDS = ("list", "note", "merge", "export", "shake-up")
+SUBCOMMANDS = ("list", "note", "merge", "export", "shake-up", "adopt")
 _DEFAULT_FOLDER = "runs"
-_PURPOSE = "list runs by CV with their leaderboard scores; note those, merge teammates' ledgers, foresee a shake-up"
+_PURPOSE = (
+    "list runs by CV with their leaderboard scores; note those, merge teammates' ledgers, foresee a shake-up, adopt "
+    "models from elsewhere"
+)
 _RUNS_HELP = "the folder that holds the run folders, one or two levels down"
 
 
@@ -67,7 +70,7 @@ def add_runs_parser(add: Adder) -> None:
         one.set_defaults(run=run)
         return one
 
-    for add_some in (_add_list, _add_note, _add_sharing, _add_shakeup):
+    for add_some in (_add_list, _add_note, _add_sharing, _add_shakeup, _add_adopt):
         add_some(add_one)
 
 
@@ -159,6 +162,12 @@ def _add_shakeup(add: Adder) -> None:
     shakeup.add_argument("--draws", type=int, default=300, metavar="N", help="drawn tests (default: %(default)s)")
     shakeup.add_argument("--seed", type=int, default=0, metavar="N", help="of the draws (default: %(default)s)")
     shakeup.add_argument("--out", type=Path, metavar="FILE", help="also draw it, as .png (default: no picture)")
+
+
+def _add_adopt(add: Adder) -> None:
+    from kaggle_kit.export.adopt_options import EXAMPLE, PURPOSE, add_adopt_options
+
+    add_adopt_options(add("adopt", adopt_models, PURPOSE, EXAMPLE))
 
 
 def list_runs(options: argparse.Namespace) -> tuple[Result, int]:
@@ -330,6 +339,26 @@ def _unseen_share(run: Run) -> float:
 
     folds = run.fold_table()
     return float(folds.unseen[np.isin(folds.fold, list(run.folds))].mean())
+
+
+def adopt_models(options: argparse.Namespace) -> tuple[Result, int]:
+    """Make a run of models from elsewhere."""
+    from kaggle_kit.export.adopt import format_adoption, read_adoption
+    from kaggle_kit.export.adopt_options import adopt_by_options
+    from kaggle_kit.scores import format_scores
+
+    run = adopt_by_options(options)
+    adoption = read_adoption(run)
+    _show(format_adoption(adoption))
+    _show(format_scores({"out of fold": run.scores}))
+    _show([f"{run.folder}: adopted; next: kaggle-kit blend {run.folder} RUN ... --out blend.json"])
+    return {
+        "out": run.folder,
+        "run": run.id,
+        "score": run.score,
+        "reading": adoption.reading,
+        "checked": adoption.checked,
+    }, DONE
 
 
 def _show(lines: Iterable[str]) -> None:

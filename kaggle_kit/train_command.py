@@ -340,7 +340,10 @@ def _model_of(name: str) -> str:
     from kaggle_kit.runs import read_run
 
     if (Path(name) / "run.json").is_file():
-        return read_run(Path(name)).config.model.name
+        run = read_run(Path(name))
+        if run.is_adopted:
+            raise SettingError(f"run {name} was adopted from elsewhere, and needs no pretrained weights; leave it out")
+        return run.config.model.name
     return preset_models().get(name, name)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from kaggle_kit.progress import progress_bar
 from kaggle_kit.runs import Run
 
 if TYPE_CHECKING:
-    from kaggle_kit.train.model import Network
+    from kaggle_kit.runtime.backends import OnnxSession
 
 FORMAT = 1
 KIND = "costs"
@@ -121,14 +121,18 @@ def measure_costs(runs: Sequence[Run], *, images: int = 256, seconds_a_run: floa
     left out: runs share that. Another machine, precision or runtime takes another time, and not even by the same
     factor for all runs.
 
+    An adopted run has no torch network: it is measured in ONNX Runtime, on the same device. Where ONNX Runtime does
+    not reach the GPU, all runs are measured on the CPU.
+
     Args:
-        runs: With their checkpoints and packed stores, different names.
+        runs: With their checkpoints, or .onnx files where they were adopted, and packed stores, different names.
         images: How many different images to predict at most.
         seconds_a_run: How long to measure each run, its warm-up aside; a batch in each round is measured in any case.
 
     Raises:
         DataError: When torch is not installed, or a run's packed store is gone or holds images of another size.
         CheckpointError: When a run's checkpoint is gone or damaged.
+        BundleError: When an adopted run's .onnx file is.
     """
     try:
         import torch
@@ -137,14 +141,16 @@ def measure_costs(runs: Sequence[Run], *, images: int = 256, seconds_a_run: floa
             "measuring what runs take needs torch, which is not installed; install kaggle_kit[train], or give a file "
             "of costs"
         ) from None
-    on_gpu = torch.cuda.is_available()
+    sessions = {run.name: _session(run, on_gpu=torch.cuda.is_available()) for run in runs if run.is_adopted}
+    on_gpu = torch.cuda.is_available() and all(one.provider.startswith("CUDA") for one in sessions.values())
     stored: dict[Path, Image] = {}  # runs that read one store share its images
     fastest: list[list[float]] = [[] for _ in runs]  # in each round
     with progress_bar((1 + _ROUNDS) * len(runs), "measuring what runs take", unit="turn") as bar:
         timed = []
         for run in runs:
-            network = _network(run).to("cuda" if on_gpu else "cpu")
-            timed.append(_Timed.warm(network, _sample(run, images, stored)))
+            session = sessions.get(run.name)
+            predict = session.run if session else _predictor(run, device="cuda" if on_gpu else "cpu")
+            timed.append(_Timed.warm(predict, _sample(run, images, stored)))
             bar.update()
         for _ in range(_ROUNDS):
             for one, own in zip(timed, fastest, strict=True):
@@ -152,7 +158,8 @@ def measure_costs(runs: Sequence[Run], *, images: int = 256, seconds_a_run: floa
                 bar.update()
     return Costs(
         seconds={run.name: len(run.folds) * min(own) for run, own in zip(runs, fastest, strict=True)},
-        device=torch.cuda.get_device_name() if on_gpu else f"this CPU, {_threads(torch.get_num_threads())}",
+        device=(torch.cuda.get_device_name() if on_gpu else f"this CPU, {_threads(torch.get_num_threads())}")
+        + f"; {some_of(sessions)} in ONNX Runtime" * bool(sessions),
         measured_here=True,
         steady=all(max(own) <= _STEADY * min(own) for own in fastest),
     )
@@ -162,10 +169,20 @@ def _threads(count: int) -> str:
     return f"{count} thread{'' if count == 1 else 's'}"
 
 
-def _network(run: Run) -> Network:
+def _predictor(run: Run, *, device: str) -> Callable[[Image], object]:
+    """Return what predicts a batch by a fold model of a trained run, in torch."""
     from kaggle_kit.train.checkpoint import load_checkpoint
+    from kaggle_kit.train.predict import predict_batches
 
-    return load_checkpoint(run.checkpoint(min(run.folds)))[0]
+    network = load_checkpoint(run.checkpoint(min(run.folds)))[0].to(device)
+    return lambda images: predict_batches(network, [images])
+
+
+def _session(run: Run, *, on_gpu: bool) -> OnnxSession:
+    """Return a fold model of an adopted run in ONNX Runtime."""
+    from kaggle_kit.runtime.backends import OnnxSession
+
+    return OnnxSession(run.onnx(min(run.folds)), device="auto" if on_gpu else "cpu")
 
 
 def _sample(run: Run, num_images: int, stored: dict[Path, Image]) -> Image:
@@ -193,33 +210,31 @@ def _sample(run: Run, num_images: int, stored: dict[Path, Image]) -> Image:
 
 @dataclass(frozen=True, kw_only=True)
 class _Timed:
-    """A network that is warm, and batches of one size for it."""
+    """What predicts and is warm, and batches of one size for it."""
 
-    network: Network
+    predict: Callable[[Image], object]
     batches: list[Image]
 
     @classmethod
-    def warm(cls, network: Network, images: Image) -> _Timed:
+    def warm(cls, predict: Callable[[Image], object], images: Image) -> _Timed:
         """Choose the size by what an image takes, and predict a first batch of it."""
-        _time_batch(network, images[:1])
-        one = min(_time_batch(network, images[:1]) for _ in range(2))
+        _time_batch(predict, images[:1])
+        one = min(_time_batch(predict, images[:1]) for _ in range(2))
         size = max(1, min(_BATCH, len(images), int(_BATCH_S / one)))
         batches = [images[start : start + size] for start in range(0, len(images) - size + 1, size)]
-        _time_batch(network, batches[0])  # the first batch of a size also chooses algorithms and takes memory
-        return cls(network=network, batches=batches)
+        _time_batch(predict, batches[0])  # the first batch of a size also chooses algorithms and takes memory
+        return cls(predict=predict, batches=batches)
 
 
 def _time_image(timed: _Timed, *, limit_s: float) -> float:
     """Return the seconds an image takes in the fastest batch of as many as time allows, one in any case."""
     measured: list[float] = []
     while not measured or sum(measured) < limit_s:
-        measured.append(_time_batch(timed.network, timed.batches[len(measured) % len(timed.batches)]))
+        measured.append(_time_batch(timed.predict, timed.batches[len(measured) % len(timed.batches)]))
     return min(measured) / len(timed.batches[0])
 
 
-def _time_batch(network: Any, images: Image) -> float:
-    from kaggle_kit.train.predict import predict_batches
-
+def _time_batch(predict: Callable[[Image], object], images: Image) -> float:
     started = time.perf_counter()
-    predict_batches(network, [images])  # probabilities come back to the CPU, so a GPU has finished
+    predict(images)  # probabilities come back to the CPU, so a GPU has finished
     return time.perf_counter() - started

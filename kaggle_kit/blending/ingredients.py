@@ -25,8 +25,8 @@ def check_ingredients(runs: Sequence[Run]) -> None:
     """Refuse runs whose fold models cannot be averaged fold by fold.
 
     Raises:
-        SettingError: For fewer than two runs, equal names, a run that was trained on everything, or another task or
-            architecture.
+        SettingError: For fewer than two runs, equal names, a run that was trained on everything or adopted, or another
+            task or architecture.
         DataError: For other packed images, other folds, a fold that was not trained, or other tensors.
         CheckpointError: When a checkpoint is missing or damaged.
     """
@@ -36,6 +36,10 @@ def check_ingredients(runs: Sequence[Run]) -> None:
     if twice:
         raise SettingError(f"{len(runs)} runs are given, and two are named {twice[0]!r}; give each once, or rename one")
     for run in runs:
+        if run.is_adopted:
+            raise SettingError(
+                f"run {run.name!r} comes from elsewhere, as a graph and without weights to average; leave it out"
+            )
         if EVERYTHING in run.folds:
             raise SettingError(
                 f"run {run.name!r} was trained on everything, so that nothing scores an average with it; give the run "
@@ -57,11 +61,11 @@ def group_ingredients(runs: Sequence[Run]) -> list[list[Run]]:
 
     Returns:
         Groups in the order of their first runs, of a run alone where no other goes with it. Runs that were trained on
-        everything are in none.
+        everything, and those from elsewhere, are in none.
     """
     groups: list[list[Run]] = []
     for run in runs:
-        if EVERYTHING in run.folds:
+        if run.is_adopted or EVERYTHING in run.folds:
             continue
         fitting = (group for group in groups if not _why_apart(group[0], run))
         found = next(fitting, None)

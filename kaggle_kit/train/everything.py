@@ -55,10 +55,15 @@ def train_everything(
         overwrite: Replace a run that is there.
 
     Raises:
-        SettingError: When `like` was itself trained on everything, or its schedule follows scores.
+        SettingError: When `like` was itself trained on everything or elsewhere, or its schedule follows scores.
         DataError: When its data has changed, or `out` is taken.
     """
     started = time.monotonic()
+    if like.is_adopted:
+        raise SettingError(
+            f"{like.folder} holds models from elsewhere, whose settings are not known here; train on everything where "
+            "they were trained, and adopt that model with `kaggle-kit runs adopt --everything`"
+        )
     if like.like:
         raise SettingError(f"{like.folder} was trained on everything itself; give the run it followed, {like.like}")
     if out.resolve() == like.folder.resolve():
