@@ -16,6 +16,7 @@ import kaggle_kit
 from kaggle_kit import commands
 from kaggle_kit.blend_command import add_blend_parser
 from kaggle_kit.errors import KitError
+from kaggle_kit.export_command import add_export_parsers
 from kaggle_kit.machine import is_first_process
 from kaggle_kit.runs_command import add_runs_parser, with_listing
 from kaggle_kit.train_command import add_train_parsers
@@ -103,7 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_train_parsers,
         add_blend_parser,
         add_runs_parser,
-        _add_export,
+        add_export_parsers,
         _add_kernel,
     ):
         add_commands(add)
@@ -222,27 +223,6 @@ def _add_data(add: Adder) -> None:
         help="further labelled images, such as an older competition's: they train every fold and validate none",
     )
     pack.add_argument("--workers", type=int, metavar="N", help="processes (default: by source and cores)")
-
-
-def _add_export(add: Adder) -> None:
-    export = add(
-        "export",
-        commands.export,
-        "export runs to .onnx files, each compared with torch",
-        "kaggle-kit export runs/a --out ./onnx",
-    )
-    export.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets one .onnx file a fold model")
-
-    bundle = add(
-        "bundle",
-        commands.bundle,
-        "export runs and their blend to one verified bundle",
-        "kaggle-kit bundle runs/a runs/b --blend blend.json --out ./bundle",
-    )
-    bundle.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    bundle.add_argument("--blend", type=Path, metavar="FILE", help="from `kaggle-kit blend`; default: equal weights")
-    bundle.add_argument("--out", type=Path, required=True, metavar="DIR", help="the bundle")
 
 
 def _add_kernel(add: Adder) -> None:

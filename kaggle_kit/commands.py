@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from kaggle_kit.folds import Ints
     from kaggle_kit.labels import Labels
-    from kaggle_kit.runtime.bundle import Member
     from kaggle_kit.sources import PackedSource
     from kaggle_kit.task import Fit, Stored, Task
 
@@ -231,48 +230,6 @@ def _print_store(store: PackedSource) -> None:
 
 def _shares(values: Iterable[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
-
-
-def export(options: argparse.Namespace) -> tuple[Result, int]:
-    """Export runs to .onnx files."""
-    from kaggle_kit.export.bundle import export_runs
-    from kaggle_kit.runs import read_run
-
-    members = export_runs([read_run(folder) for folder in options.runs], options.out)
-    _print_members(members)
-    return {"out": options.out, "members": members}, DONE
-
-
-def _print_members(members: Iterable[Member]) -> None:
-    for member in members:
-        parity = member.parity
-        print(
-            f"{member.file}: {parity.decisions_changed} decisions differ from torch on {parity.rows:,} images, "
-            f"probabilities by at most {parity.max_abs_diff:.1e}"
-        )
-
-
-def bundle(options: argparse.Namespace) -> tuple[Result, int]:
-    """Export runs and their blend to one bundle."""
-    from kaggle_kit.ensemble import equal_blend, load_blend
-    from kaggle_kit.export.bundle import write_bundle
-    from kaggle_kit.runs import read_run
-
-    runs = [read_run(folder) for folder in options.runs]
-    chosen = load_blend(options.blend) if options.blend else equal_blend([run.name for run in runs])
-    written = write_bundle(runs, chosen, options.out)
-    _print_members(written.members)
-    shares = written.blend.shares()
-    print("running order, and each run's share: " + ", ".join(f"{name} {shares[name]:.3f}" for name in shares))
-    rules = "" if written.decision.is_plain else ", with fitted decision rules"
-    shift = ", and corrects for the test's class shares, which that score is without" if written.prior_shift else ""
-    print(f"{options.out}: {len(written.members)} member(s), out-of-fold {written.oof_score:.4f}{rules}{shift}")
-    return {
-        "out": options.out,
-        "members": written.members,
-        "shares": shares,
-        "oof_score": written.oof_score,
-    }, DONE
 
 
 def predict(options: argparse.Namespace) -> tuple[Result, int]:

@@ -16,14 +16,13 @@ from kaggle_kit.blending import fit_blend
 from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.ensemble import Blend, Prefix, blend_predictions, equal_blend
 from kaggle_kit.errors import BundleError, ExportError, PredictionError, SettingError
-from kaggle_kit.export.bundle import (
-    _check_score,
-    _Exported,
-    _sampled_ids,
-    _shared_oofs,
-    write_bundle,
-)
-from kaggle_kit.export.onnx import ExportGraph, export_onnx, measure_parity
+from kaggle_kit.export.blended import shared_oofs as shared_oofs_of
+from kaggle_kit.export.bundle import _check_reproduced, write_bundle
+from kaggle_kit.export.graph import ExportGraph
+from kaggle_kit.export.members import Exported
+from kaggle_kit.export.onnx import export_onnx, measure_parity
+from kaggle_kit.export.sampling import sampled_ids
+from kaggle_kit.export.variant import Variant
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import class_shares, read_labels, resolve_classes
 from kaggle_kit.predictions import Predictions
@@ -167,11 +166,12 @@ def test_a_run_on_everything_stands_for_the_run_it_followed(toy: Toy, tmp_path: 
     both = [run, read_run(folder)]
     write_bundle([both[1]], equal_blend(["all"]), tmp_path / "alone")
     (member,) = open_bundle(tmp_path / "alone").members
-    assert (member.file, member.fold, member.score) == ("member_all_everything.onnx", -1, None)
+    assert (member.file, member.fold) == ("member_all_everything.onnx", -1)
+    assert (member.score, member.score_of, member.stored) == (run.score.total, "cross-validation", None)
     oof = blend_predictions(equal_blend(["a"]), {"a": run.oof()})
     flipped = {name: np.ascontiguousarray(probs[:, ::-1]) for name, probs in oof.probs.items()}
     Predictions(ids=oof.ids, probs=flipped, multilabel=("tags",)).save(run.oof_file)
-    with pytest.raises(BundleError, match=r"the exported blend decides \d+ of \d+ out-of-fold answers"):
+    with pytest.raises(ExportError, match=r"run 'a', compared with its oof.npz, is not shipped: \d+ of \d+ decisions"):
         write_bundle([read_run(run.folder), both[1]], equal_blend(["a", "all"]), tmp_path / "bundle")
 
 
@@ -180,18 +180,19 @@ def test_members_that_say_other_classes_are_refused(toy: Toy, tmp_path: Path) ->
     network, _ = load_checkpoint(run.checkpoint(0))
     source = PackedSource(run.packed)
     path = tmp_path / "m.onnx"
-    export_onnx(network, path, shape=source.shape)
+    graph = ExportGraph(network)
+    export_onnx(graph, path, shape=source.shape)
     probs = OnnxSession(path).run(source.take(np.arange(8)))
     assert not np.allclose(probs["tags"].sum(axis=1), 1) and np.allclose(probs["root"].sum(axis=1), 1, atol=1e-5)
     images = torch.from_numpy(source.take(np.arange(8)))
-    for found, expected in zip(probs.values(), ExportGraph(network)(images), strict=True):
+    for found, expected in zip(probs.values(), graph(images), strict=True):
         assert np.abs(found - expected.detach().numpy()).max() < 1e-5
-    parity, _ = measure_parity(network, path, source, np.arange(48))
+    parity, _ = measure_parity(graph, path, source, np.arange(48))
     assert parity.decisions_changed == 0
     with torch.no_grad():
         network.heads[0].bias += torch.tensor([0, 0, 0, 9.0])
     with pytest.raises(ExportError, match=r"decisions of head\(s\) 'tags' change; not shipped"):
-        measure_parity(network, path, source, np.arange(48))
+        measure_parity(graph, path, source, np.arange(48))
 
 
 def test_tasks_of_bundles_read_back(toy: Toy) -> None:
@@ -205,18 +206,18 @@ def flipped(oof: Predictions) -> Predictions:
     return dataclasses.replace(oof, probs=probs)
 
 
-def exported(run: Run, oof: Predictions) -> list[_Exported]:
+def exported(run: Run, oof: Predictions) -> list[Exported]:
     """Return what the fold models of a run would say at export, if these were their answers."""
     folds, members = run.fold_table(), []
     for fold in run.folds:
         parity = Parity(rows=0, max_abs_diff=0.0, decisions_changed=0)
-        member = Member(file="", run=run.name, fold=fold, score=None, config_hash="", parity=parity)
-        members.append(_Exported(member=member, oof=oof.align(folds.ids[folds.fold == max(fold, 0)])))
+        member = Member(file="", run=run.name, fold=fold, score=0.5, config_hash="", parity=parity)
+        members.append(Exported(member=member, said=oof.align(folds.ids[folds.fold == max(fold, 0)])))
     return members
 
 
 def shared_oofs(runs: list[Run], blend: Blend, *, others: Sequence[Run] = ()) -> dict[str, Predictions]:
-    return _shared_oofs(runs, blend, columns={run.name: {} for run in runs}, others=others)
+    return shared_oofs_of(runs, blend, columns={run.name: {} for run in runs}, others=others)
 
 
 class TestImagesFittedOn:
@@ -274,18 +275,23 @@ class TestScore:
         oofs = {run.name: run.oof() for run in chosen}
         blend = random_blend("geometric", toy.task, oofs)
         said = [one for run in chosen for one in exported(run, flipped(run.oof()) if run.name in flip else run.oof())]
-        sampled = _sampled_ids(chosen, oofs, 10)
-        _check_score(
-            toy.task, blend, said, {name: oof.align(sampled) for name, oof in oofs.items()}, chosen[0].labels()
+        sampled = sampled_ids(chosen, oofs, 10)
+        _check_reproduced(
+            toy.task,
+            blend,
+            said,
+            {name: oof.align(sampled) for name, oof in oofs.items()},
+            chosen[0].labels(),
+            Variant(),
         )
 
     def test_only_runs_that_hold_images_out_can_differ(self, mixed: tuple[Toy, list[Run], Path]) -> None:
         self.check(mixed)
         self.check(mixed, "all")
         self.check(mixed, "all", names=("all",))
-        with pytest.raises(BundleError, match=r"the exported blend decides \d+ of 60 out-of-fold answers otherwise"):
+        with pytest.raises(ExportError, match=r"the exported blend, compared with .* \d+ of 60 decisions change"):
             self.check(mixed, "second")
-        with pytest.raises(BundleError, match="oof.npz"):
+        with pytest.raises(ExportError, match="oof.npz"):
             self.check(mixed, "first", names=("all", "first"))
 
     def test_the_same_images_are_sampled_for_every_run_by_the_folds_of_the_first(
@@ -294,9 +300,9 @@ class TestScore:
         _, runs, _ = mixed
         oofs, folds = {run.name: run.oof() for run in runs}, runs[1].fold_table()
         assert (runs[1].fold_table().fold != runs[2].fold_table().align(folds.ids).fold).any()
-        sampled = _sampled_ids(runs, oofs, 7)
+        sampled = sampled_ids(runs, oofs, 7)
         assert np.bincount(folds.fold[folds.rows(sampled)]).tolist() == [7, 7] and len(set(sampled)) == 14
-        assert len(_sampled_ids(runs, oofs, 500)) == 48
+        assert len(sampled_ids(runs, oofs, 500)) == 48
 
     def test_a_fitted_blend_takes_the_images_that_all_runs_predict(
         self, mixed: tuple[Toy, list[Run], Path], tmp_path: Path
@@ -309,7 +315,7 @@ class TestScore:
         fitted = dataclasses.replace(blend, oof_hashes={"first": "", "second": ""})
         shared = shared_oofs(chosen, fitted)
         assert [len(oof) for oof in shared.values()] == [43, 43]
-        assert set(_sampled_ids(chosen, shared, 500)) == set(part)
+        assert set(sampled_ids(chosen, shared, 500)) == set(part)
         with pytest.raises(PredictionError, match="run 'second' predicts 43 images"):
             write_bundle(chosen, blend, tmp_path / "bundle")
         nothing = flipped(fewer.oof())

@@ -17,7 +17,8 @@ from kaggle_kit.blending.joining import order_labels
 from kaggle_kit.blending.pool import make_pool
 from kaggle_kit.ensemble import blend_predictions, equal_blend
 from kaggle_kit.errors import BundleError
-from kaggle_kit.export.bundle import _common_task, _shared_oofs, write_bundle
+from kaggle_kit.export.blended import common_task, shared_oofs
+from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import labels_hash, make_folds
 from kaggle_kit.labels import class_shares, read_labels
 from kaggle_kit.mixes import MixKind
@@ -110,17 +111,17 @@ def test_the_kernel_mixes_and_decides_in_the_blend_s_order(
 
 
 def test_where_nothing_was_fitted_the_first_run_of_the_blend_gives_the_order(runs: list[Run]) -> None:
-    task, columns = _common_task(runs[::-1], equal_blend(["b", "a"]))
+    task, columns = common_task(runs[::-1], equal_blend(["b", "a"]))
     assert task == runs[1].task and columns["b"] == {} and set(columns["a"]) == {"tags", "root", "vowel"}
     assert columns["a"]["root"].tolist() == [2, 0, 1] and columns["a"]["tags"].tolist() == [2, 3, 0, 1]
 
 
 def test_predictions_and_labels_of_each_order_say_the_same(runs: list[Run]) -> None:
-    _, columns = _common_task(runs, equal_blend(["a", "b"]))
+    _, columns = common_task(runs, equal_blend(["a", "b"]))
     turned = order_labels(runs[1].labels(), list(runs[0].task.heads), columns["b"])
     for name, classes in runs[0].labels().classes.items():
         assert (turned.classes[name] == classes).all()
-    oof = _shared_oofs(runs, equal_blend(["a", "b"]), columns=columns, others=[])["b"]
+    oof = shared_oofs(runs, equal_blend(["a", "b"]), columns=columns, others=[])["b"]
     assert (oof.probs["root"] == runs[1].oof().probs["root"][:, [1, 2, 0]]).all()
 
 
@@ -143,10 +144,10 @@ def test_predictions_and_labels_of_each_order_say_the_same(runs: list[Run]) -> N
 def test_other_differences_are_named(runs: list[Run], changes: dict[str, Any], message: str) -> None:
     other = task_from_plain(task_to_plain(runs[0].task) | changes)
     with pytest.raises(BundleError, match=message):
-        _common_task([runs[0], dataclasses.replace(runs[1], task=other)], equal_blend(["a", "b"]))
+        common_task([runs[0], dataclasses.replace(runs[1], task=other)], equal_blend(["a", "b"]))
 
 
 def test_a_blend_of_other_classes_is_refused(runs: list[Run]) -> None:
     blend = dataclasses.replace(equal_blend(["a"]), classes={"root": ("a", "b", "d")})
     with pytest.raises(BundleError, match="head 'root' of task .* has classes 'a', 'b', 'c'; expected .* 'd', in"):
-        _common_task(runs[:1], blend)
+        common_task(runs[:1], blend)

@@ -45,6 +45,7 @@ def test_the_readme_shows_the_whole_way() -> None:
         *("show-augment", "lr-find", "weights", "train", "train"),
         *("train", "train", "sweep", "baseline", "baseline"),
         *("blend", "blend", "blend", "blend"),
+        *("export", "bundle", "bundle", "bundle", "runs"),
     ]
 
 
