@@ -6,7 +6,8 @@
         ImageError       one image that cannot be decoded
       PredictionError    probabilities that cannot be used as such
       CheckpointError    weights or their description do not fit
-      ExportError        a model that cannot be exported, or whose export gives other results
+      ExportError        a model that cannot be exported
+        RefusedError     an export that gives other results than it may: a check that failed
       BundleError        a bundle that is incomplete, changed or of another format
       SubmissionError    a submission that the competition would refuse
       RehearsalError     a kernel that cannot be rehearsed
@@ -47,7 +48,11 @@ class CheckpointError(KitError):
 
 
 class ExportError(KitError):
-    """A model cannot be exported, or its export gives other results."""
+    """A model cannot be exported."""
+
+
+class RefusedError(ExportError):
+    """An export gives other results than it may."""
 
 
 class BundleError(KitError):
@@ -64,6 +69,11 @@ class RehearsalError(KitError):
 
 class Interrupted(KitError):  # noqa: N818  as KeyboardInterrupt: no fault
     """A training was ended by Ctrl-C or SIGTERM; the same call goes on with it."""
+
+
+def brief(error: Exception, limit: int = 200) -> str:
+    """Return what another library's error says, in one line of at most `limit` characters; its type if it is mute."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
 
 
 def some_of(names: Iterable[object], limit: int = 3) -> str:

@@ -75,6 +75,8 @@ def check_replaceable(folder: Path, own: Collection[str], *, what: str, error: t
     """
     if not folder.exists():
         return
+    if not folder.is_dir():
+        raise error(f"{folder} is a file; give a folder for the {what}")
     others = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if others and not own:
         raise error(f"{folder} is not empty and no {what}; choose another folder")
