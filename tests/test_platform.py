@@ -234,7 +234,7 @@ def test_the_package_imports_from_the_wheel_s_path(tmp_path: Path) -> None:
 
 
 def test_the_kernel_template_is_short_and_its_metadata_is_kaggle_s() -> None:
-    assert len((SUBMIT / "submit.py").read_text().splitlines()) <= 36
+    assert len((SUBMIT / "submit.py").read_text().splitlines()) <= 45
     metadata = json.loads((SUBMIT / "kernel-metadata.json").read_text())
     owner, slug = metadata["id"].split("/")
     assert metadata["title"].lower().replace(" ", "-") == slug

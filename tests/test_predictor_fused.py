@@ -1,26 +1,28 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
+import pretended
 import pytest
 from conftest import HEADS, Toy, make_wide, random_blend
 from handmade import RUNS, SHARES, make_bundle, random_weights, save_graph, sign
 
 from kaggle_kit.ensemble import Blend, Prefix, blend_probs
 from kaggle_kit.errors import BundleError, PredictionError, SettingError
-from kaggle_kit.mixes import Mix, MixKind
+from kaggle_kit.mixes import Mix, MixKind, Stack, Table, quantiles, softmax
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Predictions, Probs
-from kaggle_kit.runtime import graphs
+from kaggle_kit.runtime import graphs, tensorrt
 from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import FUSED, GOLDEN, Bundle, Golden, load_golden, save_golden
-from kaggle_kit.runtime.engines import EngineKey, Engines, write_engines
-from kaggle_kit.runtime.golden import furthest_blend
+from kaggle_kit.runtime.engines import EngineKey, Engines, query_gpus, write_engines
+from kaggle_kit.runtime.golden import Distance, furthest_blend
 from kaggle_kit.runtime.predictor import Predictor, predict_submission
 from kaggle_kit.sources import open_source
 from kaggle_kit.submission import expected_rows, read_submission, validate_submission
@@ -267,6 +269,11 @@ def test_a_nan_that_no_golden_image_shows_stops_here_and_costs_one_image_in_the_
         assert (probs[others] == plain.predictions.probs[head][others]).all()
 
 
+def nudge(probs: np.ndarray, by: float, rng: np.random.Generator) -> np.ndarray:
+    """Move logits a little, as rounding does."""
+    return softmax(np.log(np.maximum(probs, 1e-6)) + by * rng.standard_normal(probs.shape)).astype(np.float32)
+
+
 @pytest.mark.parametrize("kind", get_args(MixKind))
 def test_a_blend_may_be_away_as_far_as_it_moves_with_its_runs_and_no_further(toy: Toy, kind: MixKind) -> None:
     rng = np.random.default_rng(0)
@@ -279,11 +286,57 @@ def test_a_blend_may_be_away_as_far_as_it_moves_with_its_runs_and_no_further(toy
         far = furthest_blend("it", found, blend, runs, tolerance=2e-3, multilabel=())
         return far.difference / far.allowed
 
-    nudged = [{head: values + np.float32(1e-4) * rng.standard_normal(values.shape).astype(np.float32)
-               for head, values in run.items()} for run in runs]  # fmt: skip
+    nudged = [{head: nudge(values, 1e-3, rng) for head, values in run.items()} for run in runs]
     assert distance(blend_probs(blend, runs)) == 0
     assert distance(blend_probs(blend, nudged)) < 1
     assert distance(blend_probs(blend, runs[::-1])) > 3
+
+
+def many_classes(kind: MixKind, num_classes: int, rng: np.random.Generator) -> tuple[Blend, list[Probs]]:
+    """Return a blend of two runs by one kind, and what they say of an image that they are sure of."""
+    oof = [rng.dirichlet(np.ones(num_classes), 400).astype(np.float32) for _ in range(2)]
+    if kind == "stack":
+        coefficients, intercept = np.concatenate([np.eye(num_classes) / 2] * 2), np.zeros(num_classes)
+        stack = Stack(sources=("root",), coefficients=Table.of(coefficients), intercept=Table.of(intercept))
+        mix = Mix(kind=kind, stack=stack)
+    else:
+        mix = Mix(kind=kind, weights=(0.6, 0.4), power=0.4, temperatures=() if kind == "rank" else (0.7, 1.5))
+    ranks = {"root": {name: Table.of(quantiles(one)) for name, one in zip("ab", oof, strict=True)}}
+    blend = Blend(runs=("a", "b"), prefixes=(Prefix(), Prefix(heads={"root": mix})), ranks=ranks)
+    sure = np.full((1, num_classes), 0.01 / (num_classes - 1), np.float32)
+    sure[0, -1] = 0.99
+    return blend, [{"root": sure}, {"root": sure}]
+
+
+@pytest.mark.parametrize("num_classes", [3, 168])
+@pytest.mark.parametrize("kind", get_args(MixKind))
+def test_an_answer_that_is_the_same_for_all_is_too_far_from_a_sure_one_at_the_tolerance_of_int8(
+    kind: MixKind, num_classes: int
+) -> None:
+    rng = np.random.default_rng(0)
+    blend, runs = many_classes(kind, num_classes, rng)
+    expected = blend_probs(blend, runs)["root"]
+    uniform = np.full_like(expected, 1 / num_classes)
+    near = blend_probs(blend, [{"root": nudge(run["root"], 0.05, rng)} for run in runs])["root"]
+
+    def distance(found: np.ndarray) -> Distance:
+        return furthest_blend("it", {"root": found}, blend, runs, tolerance=0.05, multilabel=())
+
+    assert distance(uniform).too_far
+    assert not distance(near).too_far
+
+
+def test_labels_of_a_multi_label_head_that_are_voted_for_flip_at_a_half_and_no_other() -> None:
+    mix = {"tags": Mix(kind="vote", weights=(0.6, 0.4))}
+    blend = Blend(runs=("a", "b"), prefixes=(Prefix(), Prefix(heads=mix)))
+    said = {"tags": np.array([[0.501, 0.9, 0.02]], np.float32)}
+    for column, may in enumerate((True, False, False)):
+        other = {"tags": said["tags"].copy()}
+        other["tags"][0, column] = 0.499 if may else 1 - said["tags"][0, column]
+        found = blend_probs(blend, [other, said], multilabel=["tags"])
+        far = furthest_blend("it", found, blend, [said, said], tolerance=2e-3, multilabel=["tags"])
+        assert far.difference > 0.5
+        assert far.too_far != may
 
 
 def test_a_vote_between_equals_may_flip_and_no_other() -> None:
@@ -356,6 +409,108 @@ def test_the_seconds_for_builds_are_those_of_all_graphs_together(
     Predictor(whole.folder, fused=False, build_s=60, say=quiet)
     Predictor(whole.folder, build_s=None, say=quiet)
     assert left == [60, 20, 0, None]
+
+
+@pytest.mark.parametrize(("build_s", "seconds"), [(None, 9 * 3600 / 20), (0.0, None), (60.0, 60.0)])
+def test_builds_may_take_a_twentieth_of_the_time_limit_where_nothing_else_is_said(
+    whole: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build_s: float | None, seconds: float | None
+) -> None:
+    left = []
+
+    def load(path: Path, *, build_s: float | None, **options) -> OnnxSession:
+        left.append(build_s)
+        return OnnxSession(path)
+
+    monkeypatch.setattr(graphs.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(graphs, "OnnxSession", load)
+    Predictor(whole.folder, engines=save_engines(whole, tmp_path / "engines"), build_s=build_s, say=quiet)
+    assert whole.task.limits.hours == 9
+    assert left == [seconds]
+
+
+@pytest.mark.parametrize("build_s", [None, 0.0])
+def test_stale_engines_are_built_again_before_predicting_and_not_where_no_time_is_given(
+    whole: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build_s: float | None
+) -> None:
+    pretended.pretend_gpu(tmp_path / "pretended", monkeypatch)
+    said: list[str] = []
+    Predictor(whole.folder, engines=save_engines(whole, tmp_path / "engines"), build_s=build_s, say=said.append)
+    built = build_s is None
+    assert any(line.startswith("fused.onnx: built in ") for line in said) == built
+    assert any(line.startswith(f"running on {tensorrt.PROVIDER}") for line in said) == built
+    assert any("build them with kernels/build_engine" in line for line in said) != built
+    query_gpus.cache_clear()
+
+
+SEPARATE = ["member_a_fold0.onnx", "member_a_fold1.onnx", "member_b_fold0.onnx"]
+
+
+def test_in_the_rerun_a_wrong_fused_graph_gives_way_to_separate_members(
+    bundle: Bundle, whole: Bundle, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = spoil_fused(bundle)
+    sign(bundle)
+    monkeypatch.setenv(RERUN, "1")
+    loaded, said = loaded_files(monkeypatch), []
+    predicted = predict_submission(bundle.folder, toy.hidden, tmp_path / "s.csv", say=said.append)
+    assert loaded == [FUSED, *SEPARATE]
+    (warning,) = [line for line in said if line.startswith("WARNING ")]
+    assert re.search(message, warning) and warning.endswith("; trying separate members without engines")
+    start = said.index(warning)
+    assert said[start + 2].startswith("run(s) a, b: 3 member(s), out-of-fold")
+    assert said[start + 3].startswith("16 golden images agree to ")
+    right = predict_submission(whole.folder, toy.hidden, tmp_path / "right.csv", fused=False, say=quiet)
+    for head in HEADS:
+        assert (predicted.predictions.probs[head] == right.predictions.probs[head]).all()
+    assert (tmp_path / "s.csv").read_bytes() == (tmp_path / "right.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("shares", "sharpness", "nearest"), [([0.3, 0.3, 0.4], -1.0, "the fused graph"), ([0.0, 0.0, 1.0], 0.9, "run 'b'")]
+)
+def test_in_the_rerun_what_is_nearer_to_home_goes_on_where_both_ways_disagree(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, shares: list[float], sharpness: float, nearest: str
+) -> None:
+    b, separate = random_weights(10), nearest != "the fused graph"
+    other = {head: np.float32(sharpness) * weights for head, weights in b.items()}
+    save_graph([random_weights(0), random_weights(1), b], shares, bundle.folder / FUSED)
+    save_graph([other], [1.0], bundle.folder / "member_b_fold0.onnx")
+    sign(bundle)
+    with pytest.raises(BundleError, match="golden images give the fused graph"):
+        Predictor(bundle.folder, say=quiet)
+    monkeypatch.setenv(RERUN, "1")
+    said: list[str] = []
+    predictor = Predictor(bundle.folder, say=said.append)
+    assert [line.split(" probabilities")[0] for line in said if line.startswith("WARNING ")] == [
+        "WARNING golden images give the fused graph",
+        f"WARNING golden images give {nearest}",
+    ]
+    assert isinstance(predictor._graphs, graphs.SeparateMembers if separate else graphs.FusedGraph)
+    assert any(line.startswith("separate members are no nearer to home (0.") for line in said) != separate
+
+
+def test_in_the_rerun_engines_that_compute_something_else_are_given_up(
+    whole: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretended.pretend_gpu(tmp_path / "pretended", monkeypatch)
+    run = pretended.Session.run
+
+    def wrong(session: pretended.Session, names: list[str], feed: dict[str, Image]) -> list[np.ndarray]:
+        values = run(session, names, feed)
+        return [value[:, ::-1] for value in values] if session.runs_on == tensorrt.PROVIDER else values
+
+    monkeypatch.setattr(pretended.Session, "run", wrong)
+    engines, said = save_engines(whole, tmp_path / "engines"), []
+    with pytest.raises(BundleError, match="golden images give run '.' probabilities"):
+        Predictor(whole.folder, fused=False, engines=engines, say=quiet)
+    monkeypatch.setenv(RERUN, "1")
+    Predictor(whole.folder, fused=False, engines=engines, say=said.append)
+    assert [line.split(" (")[0] for line in said if line.startswith("running on")] == [
+        f"running on {tensorrt.PROVIDER}",
+        "running on CUDAExecutionProvider",
+    ]
+    assert said[-1].startswith("16 golden images agree to ")
+    query_gpus.cache_clear()
 
 
 def test_each_backend_that_runs_is_said_once() -> None:

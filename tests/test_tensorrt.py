@@ -18,7 +18,7 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import SIZE, wide_task
+from conftest import SIZE, make_wide, wide_task
 from handmade import make_bundle
 from onnx import TensorProto, helper, numpy_helper
 
@@ -261,16 +261,12 @@ def made(folder: Path = Path()) -> Engines:
         ({"onnxruntime": "1.31"}, "built with onnxruntime 1.26, here is 1.31"),
         ({"members": {"a.onnx": "2"}}, "built from another a.onnx: the bundle changed"),
         ({"members": {"a.onnx": "1", "b.onnx": "1"}}, "not built for b.onnx: the bundle changed"),
-        ({"shape": (1, 2, 3)}, "built for stored images of (24, 32, 1), these are (1, 2, 3)"),
-        ({"batch": 128}, "built for batches of 64, these are of 128"),
-        ({"shape": SHAPE, "batch": 64}, ""),
     ],
 )
 def test_in_what_engines_do_not_fit_is_told(parts: dict, reason: str) -> None:
-    about = {name: parts[name] for name in ("shape", "batch") if name in parts}
-    names = {name: value for name, value in parts.items() if name not in ("shape", "batch", "members")}
+    names = {name: value for name, value in parts.items() if name != "members"}
     key = engines_module.EngineKey(**{**vars(KEY), **names})
-    assert stale_reason(made(), key, parts.get("members", {"a.onnx": "1"}), **about) == reason
+    assert stale_reason(made(), key, parts.get("members", {"a.onnx": "1"})) == reason
 
 
 # ---- what ONNX Runtime is told
@@ -335,7 +331,7 @@ def test_engines_of_members_and_the_fused_graph_are_built_told_and_listed(
     assert sorted(built.files) == sorted(
         ["cache_sm75.timing", *(f"{name[:-5]}_sm75.{end}" for name in names for end in ("engine", "profile"))]
     )
-    assert stale_reason(built, engine_key(), {n: open_bundle(bundle).files[n] for n in names}, shape=SHAPE) == ""
+    assert stale_reason(built, engine_key(), {n: open_bundle(bundle).files[n] for n in names}) == ""
     build_engines(bundle, tmp_path / "engines", say=lines.append, batch=4)  # in the place of the first
     assert read_engines(tmp_path / "engines").batch == 4
 
@@ -443,8 +439,8 @@ def kernel(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     build_wheel(wheels)
     (root / "working").mkdir()
 
-    def run() -> subprocess.CompletedProcess[str]:
-        script = kernels_folder() / "build_engine" / "build_engine.py"
+    def run(name: str = "build_engine") -> subprocess.CompletedProcess[str]:
+        script = kernels_folder() / name / f"{name}.py"
         environment = os.environ | {"KAGGLE_KIT_ROOT": str(root)}
         return subprocess.run(
             [sys.executable, "-u", str(script)],
@@ -502,6 +498,33 @@ def test_the_kernel_installs_tensorrt_and_builds_into_one_flat_folder(
     assert [path.name for path in (kernel.root / "working").iterdir()] == ["engines"]
     assert all(path.is_file() for path in built.folder.iterdir())
     assert "fused.onnx: building its engine, 4 of 4" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ((), None),
+        (("mine",), "tensorrt_cu12_libs-10.0-py3-none-any.whl: pip ends with: 1"),
+        (("mine", "yours"), "WARNING engines are passed over: engines.json is in several attached folders: "),
+    ],
+)
+def test_engines_that_cannot_be_used_cost_no_submission(
+    kernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: tuple[str, ...], said: str | None
+) -> None:
+    monkeypatch.setenv("PIP_TARGET", str(tmp_path / "site"))
+    shutil.copytree(make_wide(tmp_path / "toy").hidden, kernel.root / "input" / "competitions" / "toy-wide")
+    (kernel.root / "input" / "datasets" / "owner" / "tensorrt").mkdir()
+    wheel = kernel.root / "input" / "datasets" / "owner" / "tensorrt" / "tensorrt_cu12_libs-10.0-py3-none-any.whl"
+    wheel.write_bytes(b"cut short")
+    for name in outputs:
+        (kernel.root / "input" / "notebooks" / name / "build").mkdir(parents=True)
+        (kernel.root / "input" / "notebooks" / name / "build" / "engines.json").touch()
+    done = kernel("submit")
+    assert done.returncode == 0, done.stderr
+    assert (kernel.root / "working" / "submission.csv").is_file()
+    assert said is None or said in done.stdout
+    assert ("pip ends with" in done.stdout) == (outputs == ("mine",))
+    assert ("WARNING" in done.stdout) == bool(outputs)
 
 
 def test_the_kernel_template_is_short_and_its_metadata_is_kaggle_s() -> None:

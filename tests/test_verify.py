@@ -17,6 +17,7 @@ from handmade import make_bundle, random_weights, save_graph, sign
 from onnx import helper, numpy_helper
 from test_imports import BLOCKED
 
+from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.ensemble import Blend, Prefix
 from kaggle_kit.errors import BundleError
 from kaggle_kit.export.fused import fuse_members
@@ -225,6 +226,15 @@ def test_a_cut_of_the_blend_that_gives_nothing_is_refused(tmp_path: Path) -> Non
     wrong = r"the blend of the first 1 run\(s\): head 'root' of golden image 0 has nan, which is no probability"
     with pytest.raises(BundleError, match=wrong):
         verify(bundle)
+
+
+def test_a_rule_of_another_kind_of_head_is_refused(bundle: Bundle) -> None:
+    decision = Decision(heads={"root": HeadRule.halves(3)})
+    last = dataclasses.replace(bundle.blend.whole, decision=decision)
+    blend = dataclasses.replace(bundle.blend, prefixes=(bundle.blend.prefixes[0], last))
+    wrong = r"rule of head 'root' for the first 2 run\(s\) gives classes of shape \(20, 3\); expected \(20,\), as of a"
+    with pytest.raises(BundleError, match=wrong):
+        verify(sign(dataclasses.replace(bundle, blend=blend)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kaggle_kit.errors import BundleError
+from kaggle_kit.errors import BundleError, brief
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Probs
 from kaggle_kit.runtime import tensorrt
@@ -49,8 +49,8 @@ class OnnxSession:
             device: `auto`: TensorRT where engines were given and fit, then CUDA where it works, else the CPU; any
                 other: that one or an error.
             engines: From `read_engines`.
-            build_s: Seconds that may be spent on building an engine where none fits; None: none is built. With `auto`
-                only engines that were given are built again.
+            build_s: Seconds that may be spent on building an engine where none fits; None or 0: none is built. With
+                `auto` only engines that were given are built again.
             device_id: Which GPU.
             say: Where lines on a build go.
 
@@ -103,13 +103,11 @@ class OnnxSession:
 
 def describe_session(session: OnnxSession) -> str:
     """Return one line on what runs, and why nothing faster does."""
-    line = _describe(session.provider)
+    import onnxruntime as ort
+
+    where = "the CPU" if session.provider == CPU else session.provider
+    line = f"running on {where} (onnxruntime {ort.__version__})"
     return f"{line}: {'; '.join(session.passed_over)}" if session.passed_over else line
-
-
-def describe_provider(provider: str) -> str:
-    """Return one line on what runs, and why not the GPU where it does not."""
-    return f"{_describe(provider)}: {_why_no_cuda()}" if provider == CPU else _describe(provider)
 
 
 def _start(path: Path, device: Device, device_id: int) -> Any:
@@ -127,7 +125,7 @@ def _start(path: Path, device: Device, device_id: int) -> Any:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no other base
         raise BundleError(
-            f"{path} does not load in onnxruntime {ort.__version__} ({_brief(error)}); "
+            f"{path} does not load in onnxruntime {ort.__version__} ({brief(error)}); "
             "make the bundle again, or update onnxruntime"
         ) from None
 
@@ -152,7 +150,7 @@ def _start_tensorrt(
     if build_s is None:
         raise BundleError(f"{why}; build them with kernels/build_engine on this GPU")
     earlier = engines.seconds.get(path.name, max(engines.seconds.values(), default=0.0)) if engines else 0.0
-    if earlier > build_s:
+    if earlier > build_s or not build_s:
         raise BundleError(f"{why}, and a build took {earlier:,.0f} s, more than the {build_s:,.0f} s that may be spent")
     say(f"{path.name}: {why}; building its engine")
     batch = engines.batch if engines else tensorrt.BATCH
@@ -195,12 +193,6 @@ def _passed_over(session: Any, device: Device, engines: Engines | None) -> tuple
     return reasons if on_cuda else (*reasons, _why_no_cuda())
 
 
-def _describe(provider: str) -> str:
-    import onnxruntime as ort
-
-    return f"running on {'the CPU' if provider == CPU else provider} (onnxruntime {ort.__version__})"
-
-
 def _why_no_cuda() -> str:
     import onnxruntime as ort
 
@@ -211,7 +203,3 @@ def _why_no_cuda() -> str:
 
 def _say_nothing(_line: str) -> None:
     pass
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -151,22 +151,13 @@ def read_engines(folder: Path) -> Engines:
     return engines
 
 
-def stale_reason(
-    engines: Engines,
-    key: EngineKey,
-    members: Mapping[str, str],
-    *,
-    shape: Shape | None = None,
-    batch: int | None = None,
-) -> str:
+def stale_reason(engines: Engines, key: EngineKey, members: Mapping[str, str]) -> str:
     """Return in what engines do not fit, or nothing where they do.
 
     Args:
         engines: As they were built.
         key: What engines built here would be bound to.
         members: {.onnx file: its SHA-256} of what is to run.
-        shape: (H, W, C) of stored images; None: not compared.
-        batch: The batch that is wanted; None: any.
     """
     for part, sentence in _DIFFERENCES.items():
         before, here = getattr(engines.key, part), getattr(key, part)
@@ -176,10 +167,6 @@ def stale_reason(
         if engines.members.get(name) != digest:
             what = "built from another" if name in engines.members else "not built for"
             return f"{what} {name}: the bundle changed"
-    if shape not in (None, engines.shape):
-        return f"built for stored images of {engines.shape}, these are {shape}"
-    if batch not in (None, engines.batch):
-        return f"built for batches of {engines.batch}, these are of {batch}"
     return ""
 
 

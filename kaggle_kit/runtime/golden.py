@@ -11,13 +11,16 @@ import numpy.typing as npt
 
 from kaggle_kit.ensemble import Blend, blend_probs
 from kaggle_kit.errors import BundleError, ImageError
+from kaggle_kit.mixes import FLOOR, Mix, softmax
 from kaggle_kit.pixels import Image, read_stored
 from kaggle_kit.predictions import Probs
 from kaggle_kit.runtime.bundle import GOLDEN, Bundle, Golden, load_golden
 from kaggle_kit.task import Task
 
-_DRAWS = 8  # of what runs may say: each shows a vote that may flip about half of the time
+_SMOOTH = ("arithmetic", "geometric", "power")
+_DRAWS = 32  # of what runs may say: each shows a vote that may flip in a quarter of the cases
 _MISSED = 1.25  # how much further than these draws the furthest may be
+_MOST = 4  # tolerances that any other mix than a vote may be away; a vote's flip is as large as a run's weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +120,8 @@ def furthest_blend(
 ) -> Distance:
     """Return where a blend is furthest from what these runs' probabilities make.
 
-    It may be as far away as the blend itself moves when each run moves by the tolerance: a vote flips where two classes
-    are as good as equal.
+    It may be away by the tolerance. Votes, ranks, stacks and mixes of sharpened runs may be away as far as they move
+    themselves when each run moves by it: a vote flips where two classes are as good as equal, and nowhere else.
 
     Args:
         what: Whose probabilities these are.
@@ -130,16 +133,39 @@ def furthest_blend(
     """
     expected = blend_probs(blend, runs, multilabel=multilabel)
     room = {head: np.full(values.shape, tolerance) for head, values in expected.items()}
+    jumpy = {head: mix.kind for head, mix in blend.whole.heads.items() if not _is_smooth(mix)}
     rng = np.random.default_rng(0)
-    for _ in range(_DRAWS):
-        moved = [{head: _moved(values, tolerance, rng) for head, values in run.items()} for run in runs]
-        for head, values in blend_probs(blend, moved, multilabel=multilabel).items():
-            room[head] = np.maximum(room[head], _MISSED * np.abs(values - expected[head]))
+    for _ in range(_DRAWS if jumpy else 0):
+        moved = [
+            {head: _moved(values, tolerance, rng, multilabel=head in multilabel) for head, values in run.items()}
+            for run in runs
+        ]
+        again = blend_probs(blend, moved, multilabel=multilabel)
+        for head, kind in jumpy.items():
+            away = _MISSED * np.abs(again[head] - expected[head])
+            room[head] = np.maximum(room[head], away if kind == "vote" else np.minimum(away, _MOST * tolerance))
     return furthest(what, found, expected, allowed=room)
 
 
-def _moved(probs: npt.NDArray[np.float32], by: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    return np.asarray(np.clip(probs + rng.choice([-by, by], probs.shape), 0, 1), np.float32)
+def _is_smooth(mix: Mix) -> bool:
+    """Return whether a mix moves about as far as its runs do."""
+    return mix.kind in _SMOOTH and min(mix.temperatures, default=1.0) >= 1
+
+
+def _moved(
+    probs: npt.NDArray[np.float32], by: float, rng: np.random.Generator, *, multilabel: bool
+) -> npt.NDArray[np.float32]:
+    """Return (N, C) probabilities whose logits moved up or down, as rounding moves them.
+
+    Of multiclass heads rows still sum to 1, and no more than `by` goes from some classes to others; of multi-label ones
+    none moves further than `by`: a logistic function that is shifted by 4 x `by` moves by tanh(`by`) at most.
+    """
+    signs = rng.choice([-1.0, 1.0], probs.shape)
+    values = np.clip(probs.astype(np.float64), FLOOR, 1 - FLOOR)
+    if not multilabel:
+        return softmax(np.log(values) + 2 * by * signs).astype(np.float32)
+    odds = values / (1 - values) * np.exp(4 * by * signs)
+    return np.asarray(odds / (1 + odds), np.float32)
 
 
 def furthest(
@@ -189,13 +215,18 @@ def check_distance(distance: Distance, golden: Golden, images: Image) -> None:
         BundleError: Naming run or graph, head and image, and how much of it the pixels may explain.
     """
     if distance.too_far:
-        number = distance.image
-        pixels = pixel_difference(images[number : number + 1], golden.images[number : number + 1])
-        raise BundleError(
-            f"golden images give {distance.what} probabilities {distance.difference:.4f} away from home (allowed "
-            f"{distance.allowed:g}), the furthest for head {distance.head!r} of image {number}, whose pixels differ by "
-            f"up to {pixels} of 255; this machine's OpenCV or onnxruntime computes something else"
-        )
+        raise BundleError(describe_distance(distance, golden, images))
+
+
+def describe_distance(distance: Distance, golden: Golden, images: Image) -> str:
+    """Return a sentence on what is too far from home; arguments as `check_distance` takes them."""
+    number = distance.image
+    pixels = pixel_difference(images[number : number + 1], golden.images[number : number + 1])
+    return (
+        f"golden images give {distance.what} probabilities {distance.difference:.4f} away from home (allowed "
+        f"{distance.allowed:g}), the furthest for head {distance.head!r} of image {number}, whose pixels differ by "
+        f"up to {pixels} of 255; this machine's OpenCV or onnxruntime computes something else"
+    )
 
 
 def pixel_difference(images: Image, others: Image) -> int:

@@ -26,11 +26,11 @@ class Loader:
 
         Args:
             engines: A folder of TensorRT engines, from `kernels/build_engine`; None: none.
-            build_s: Seconds that may be spent on engines that do not fit, all together; None: none is built.
+            build_s: Seconds that may be spent on engines that do not fit, all together; None or 0: none is built.
             say: Where lines on engines go.
         """
         self._say = say
-        self._deadline = None if build_s is None else time.monotonic() + build_s
+        self._deadline = time.monotonic() + build_s if build_s else None
         try:
             self._engines = None if engines is None else read_engines(engines)
         except BundleError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kaggle_kit.ensemble import Blend, blend_probs, mean_probs
-from kaggle_kit.errors import BundleError, some_of
+from kaggle_kit.errors import BundleError, brief, some_of
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import SUM_TOLERANCE, Probs
 from kaggle_kit.runtime.backends import OnnxSession
@@ -163,10 +163,9 @@ def _run_graph(bundle: Bundle, file: str, images: Image, *, tolerance: float) ->
         parts = [session.run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
         alone = session.run(images[:1])
     except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no other base
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise BundleError(
             f"{path} does not run on stored images of {' x '.join(map(str, images.shape[1:]))}, one or {BATCH} at a "
-            f"time: {reason}; make the bundle again"
+            f"time: {brief(error)}; make the bundle again"
         ) from None
     probs = {head: np.concatenate([part[head] for part in parts]) for head in task.heads}
     _check_probs(str(path), probs, task, len(images))
@@ -216,8 +215,13 @@ def _check_cuts(bundle: Bundle, runs: Mapping[str, Probs]) -> Iterator[Row]:
         _check_probs(f"{bundle.folder}: the blend of the first {number} run(s)", probs, task, num_images)
         decided = blend.decision.decide(probs, multilabel=task.multilabel_heads)
         for name, head in task.heads.items():
-            last = 1 if name in task.multilabel_heads else head.num_classes - 1
-            assert 0 <= decided[name].min() <= decided[name].max() <= last, name
+            expected = (num_images, head.num_classes) if name in task.multilabel_heads else (num_images,)
+            if decided[name].shape != expected:
+                raise BundleError(
+                    f"{bundle.folder / MANIFEST}: the rule of head {name!r} for the first {number} run(s) gives "
+                    f"classes of shape {decided[name].shape}; expected {expected}, as of a "
+                    f"{'multi-label' if len(expected) == 2 else 'multiclass'} head; make the bundle again"
+                )
         yield Row(what=f"runs 1 to {number}" if number > 1 else "run 1 alone", found=_describe_cut(blend, task))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(os.environ.get("KAGGLE_KIT_ROOT", "/kaggle"))
 PYTHON = f"cp{sys.version_info.major}{sys.version_info.minor}"
+NEEDED = {"onnxruntime": f"onnxruntime_gpu-*-{PYTHON}-*", "tensorrt_libs": "tensorrt_cu12_libs-10.*"}
 
 
 def attached(pattern: str) -> list[Path]:
@@ -30,7 +31,7 @@ from kaggle_kit.runtime.tensorrt import build_engines  # noqa: E402
 print("kaggle_kit from", wheels[0], flush=True)
 try:
     print("found", query_gpus().strip(), flush=True)  # before gigabytes are installed for nothing
-    for module, name in {"onnxruntime": f"onnxruntime*-{PYTHON}-*", "tensorrt_libs": "tensorrt_cu12_libs-10.*"}.items():
+    for module, name in NEEDED.items():
         if importlib.util.find_spec(module) is None:  # Kaggle's image has neither
             needed = attached(f"{name}.whl") or sys.exit(f"no {name}.whl is attached: add the dataset that holds it")
             install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(needed[0])]

@@ -19,18 +19,26 @@ def attached(pattern: str) -> list[Path]:
 
 wheels = attached("kaggle_kit-*.whl") or sys.exit("no kaggle_kit-*.whl is attached: add the dataset that holds it")
 sys.path.insert(0, str(wheels[0]))
-name = f"onnxruntime*-cp{sys.version_info.major}{sys.version_info.minor}-*.whl"
-missing = attached("tensorrt_cu12_libs-10.*.whl")[:1]  # only for engines of kernels/build_engine
-if importlib.util.find_spec("onnxruntime") is None:  # Kaggle's image has none
-    missing += attached(name)[:1] or sys.exit(f"no {name} is attached: add the dataset that holds it")
-for wheel in missing:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", wheel], check=True)
+install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
 
+from kaggle_kit.errors import KitError  # noqa: E402
 from kaggle_kit.runtime.bundle import open_bundle  # noqa: E402
 from kaggle_kit.runtime.mounts import find_bundle, find_competition, find_engines  # noqa: E402
 from kaggle_kit.runtime.predictor import predict_submission  # noqa: E402
 
 print("kaggle_kit from", wheels[0], flush=True)
+if importlib.util.find_spec("onnxruntime") is None:  # Kaggle's image has none
+    name = f"onnxruntime*-cp{sys.version_info.major}{sys.version_info.minor}-*.whl"
+    needed = attached(name)[:1] or sys.exit(f"no {name} is attached: add the dataset that holds it")
+    subprocess.run([*install, *needed], check=True)
+engines = None
+try:
+    engines = find_engines()
+except KitError as error:  # a submission does without them
+    print(f"WARNING engines are passed over: {error}", flush=True)
+for wheel in attached("tensorrt_cu12_libs-10.*.whl")[:1] if engines else ():
+    print(wheel, "pip ends with", subprocess.run([*install, wheel], check=False).returncode, sep=": ", flush=True)
+
 bundle = find_bundle()
 data = find_competition(open_bundle(bundle).task.submission.file)
-predict_submission(bundle, data, ROOT / "working" / "submission.csv", engines=find_engines())
+predict_submission(bundle, data, ROOT / "working" / "submission.csv", engines=engines)
