@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from conftest import Toy, make_files, make_wide
 from onnx import TensorProto, helper
 from test_export_wrapping import asked, linear, logits_of, reshaping, save, shown, softmax
-from test_multilabel import many
+from test_multilabel import many, task_of
 from test_runs_command import call
 from torch import nn
 
@@ -22,8 +23,10 @@ from kaggle_kit.blending import fit_blend
 from kaggle_kit.blending.costs import measure_costs
 from kaggle_kit.blending.ingredients import check_ingredients, group_ingredients
 from kaggle_kit.entries import entry_of
-from kaggle_kit.errors import DataError, ExportError, KitError, PredictionError, SettingError
-from kaggle_kit.export.adopt import adopt_modules, adopt_onnx, format_adoption, read_adoption
+from kaggle_kit.errors import BundleError, DataError, ExportError, KitError, PredictionError, SettingError
+from kaggle_kit.export.adopt import adopt_modules, adopt_onnx
+from kaggle_kit.export.adoption import adopted_hash, check_adopted, format_adoption, read_adoption
+from kaggle_kit.export.likeness import HeadLikeness, Likeness, check_likeness, measure_likeness
 from kaggle_kit.export.onnx import run_onnx
 from kaggle_kit.export.reading import Reading
 from kaggle_kit.export.wrapping import reorder_outputs
@@ -34,6 +37,7 @@ from kaggle_kit.packing.competition import pack_train
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import EVERYTHING, Run, read_run
 from kaggle_kit.runtime.backends import OnnxSession
+from kaggle_kit.runtime.bundle import file_sha256
 from kaggle_kit.scores import score_split
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.standings import format_ledger
@@ -225,7 +229,8 @@ def test_a_model_of_one_batch_size_or_that_mixes_a_batch_is_refused(
     [
         (
             dataclasses.replace(READING, mean=(0.0,) * 3, std=(1.0,) * 3),
-            r"fold 0: theirs0.onnx .* does not repeat .*: \d+ of 48 decisions differ .* on 24 images \(allowed are 2%"
+            r"fold 0: theirs0.onnx .* does not repeat .*; of head '\w+' \d+ of 24 decisions differ .* on 24 images "
+            r"\(allowed are 2%"
             r".*mean \[0.0, 0.0, 0.0\]",
         ),
         (dataclasses.replace(READING, activation="none"), "gives no probabilities: .*give another `activation`"),
@@ -304,7 +309,7 @@ def test_probabilities_that_go_through_a_softmax_again_are_refused(
 ) -> None:
     oof = given["oof"]
     flat = Predictions(ids=oof.ids, probs={head: softmax(probs) for head, probs in oof.probs.items()})
-    with pytest.raises(ExportError, match="0 of 48 decisions differ .* and 0.05 of an image on average"):
+    with pytest.raises(ExportError, match="0 of 24 decisions differ .* and 0.05 of an image on average"):
         adopt_onnx(files, tmp_path / "run", **given | {"oof": flat})
 
 
@@ -315,7 +320,8 @@ def test_predictions_that_are_nearly_repeated_are_taken_and_their_difference_is_
     mild = {head: (0.99 * probs + 0.01 / probs.shape[1]).astype(np.float32) for head, probs in oof.probs.items()}
     run = adopt_onnx(files, tmp_path / "run", **given | {"oof": Predictions(ids=oof.ids, probs=mild)})
     likeness = read_adoption(run).checked["0"]
-    assert not likeness.repeats and 1e-3 < likeness.max_abs_diff < 0.01 and not likeness.decisions_changed
+    assert not likeness.repeats and all(1e-3 < one.max_abs_diff < 0.01 for one in likeness.heads.values())
+    assert not any(one.decisions_changed for one in likeness.heads.values())
     assert "WARNING fold 0: theirs0.onnx" in capsys.readouterr().err
     assert "about repeats its predictions: 0 of 48 decisions" in "\n".join(format_adoption(read_adoption(run)))
 
@@ -394,16 +400,121 @@ def test_a_model_of_everything_carries_the_scores_of_the_run_it_follows(
     assert run.scores == like.scores and run.like == str(like.folder)
     assert run.onnx(EVERYTHING) == run.folder / "everything" / "member.onnx" and run.onnx(EVERYTHING).is_file()
     likeness = read_adoption(run).checked["-1"]
-    assert likeness.right > 0.95 > likeness.right_before and likeness.rows == 48
-    assert "everything: Knowing is right on " in "\n".join(format_adoption(read_adoption(run)))
+    assert likeness.rows == 48 and all(one.right > 0.95 > one.right_before for one in likeness.heads.values())
+    assert "% of 'root' (" in (text := format_adoption(read_adoption(run))[1]) and "% of 'vowel' (" in text
     assert entry_of(run).settings["scores_of"] == like.name
     right, wrong = (exported(Knowing(sign), tmp_path / f"{sign}.onnx", shape=(1, 24, 32)) for sign in (1.0, -1.0))
     alone = adopt_onnx({EVERYTHING: right}, tmp_path / "alone", **values)
     assert alone.scores.all.total == pytest.approx(like.score.total) and not alone.like
-    with pytest.raises(ExportError, match=r"everything: -1.0.onnx .*: \d.*% of its decisions are right on 48"):
+    with pytest.raises(
+        ExportError, match=r"everything: -1.0.onnx .*; of head 'root' \d.*% of its decisions are right on 48"
+    ):
         adopt_onnx({EVERYTHING: wrong}, tmp_path / "wrong", **values)
     with pytest.raises(SettingError, match="`oof` are not the out-of-fold predictions of run 'test_resnet'"):
         adopt_modules({EVERYTHING: Knowing()}, tmp_path / "other", **values | {"oof": given["oof"]}, like=like)
+
+
+def compared(**heads: HeadLikeness) -> Likeness:
+    return Likeness(model="m.onnx", rows=100, heads=heads)
+
+
+def one_head(*, changed: float = 0, mean: float = 0, right: float = 1, before: float = 1) -> HeadLikeness:
+    return HeadLikeness(
+        decisions_changed=changed, max_abs_diff=mean, mean_abs_diff=mean, right=right, right_before=before
+    )
+
+
+@pytest.mark.parametrize(
+    ("fold", "broken", "problem"),
+    [
+        (EVERYTHING, one_head(right=0.07, before=0.6), r"'vowel'; of head 'vowel' 7.00% .* and 60.00% of those out"),
+        (0, one_head(changed=3), r"'vowel'; of head 'vowel' 3 of 100 decisions differ \(3.00%\)"),
+        (
+            0,
+            one_head(mean=0.06),
+            "'vowel'; of head 'vowel' 0 of 100 decisions differ .* by 6.0e-02 of an image on average",
+        ),
+    ],
+)
+def test_a_good_head_does_not_pay_for_a_broken_one(fold: int, broken: HeadLikeness, problem: str) -> None:
+    good = one_head(right=1.0, before=0.45)
+    check_likeness(compared(root=good, vowel=good), fold, Reading())
+    with pytest.raises(ExportError, match=rf"predictions of 1 of 2 head\(s\): {problem}"):
+        check_likeness(compared(root=good, vowel=broken), fold, Reading())
+    with pytest.raises(ExportError, match=r"of 2 of 2 head\(s\): 'root', 'vowel'; of head 'root'"):
+        check_likeness(compared(root=broken, vowel=broken), fold, Reading())
+
+
+def test_one_head_of_other_classes_is_refused_of_a_model_of_everything(
+    given: dict[str, Any], trained: tuple[Toy, list[Run]], tmp_path: Path
+) -> None:
+    reading = Reading(mean=(0.0,), std=(1.0,), classes={"vowel": ("1", "0")})
+    values = given | {"oof": trained[1][0].oof(), "reading": reading}
+    with pytest.raises(ExportError, match=r"of 1 of 2 head\(s\): 'vowel'; of head 'vowel' \d.*another order"):
+        adopt_modules({EVERYTHING: Knowing()}, tmp_path / "run", **values)
+
+
+def test_tags_in_another_order_are_not_right_for_being_mostly_absent() -> None:
+    rng = np.random.default_rng(0)
+    truth = (rng.random((200, 50)) < 0.02).astype(np.uint8)
+    truth[0] = 0
+    task = task_of(tags={"classes": 50, "kind": "multilabel"})
+    probs = {"tags": 0.1 + 0.8 * truth.astype(np.float32)}
+    right = Predictions(ids=np.arange(200).astype(str), probs=probs, multilabel=("tags",))
+    wrong = dataclasses.replace(right, probs={"tags": right.probs["tags"][:, ::-1].copy()})
+    measured = measure_likeness(task, {"tags": truth}, wrong, right, model="m")
+    assert measured.heads["tags"].right_before == 1 and measured.heads["tags"].right < 0.5
+    assert measured.heads["tags"].decisions_changed < 0.05 * 200
+    with pytest.raises(ExportError, match="of head 'tags'"):
+        check_likeness(measured, EVERYTHING, Reading())
+    assert measure_likeness(task, {"tags": truth}, right, right, model="m").repeats
+
+
+@pytest.fixture
+def moved(adopted: Run, tmp_path: Path) -> Run:
+    """An adopted run to be changed."""
+    return read_run(Path(shutil.copytree(adopted.folder, tmp_path / "theirs")))
+
+
+def test_what_was_adopted_is_known_by_its_hash(moved: Run, files: dict[int, Path], given: dict[str, Any]) -> None:
+    for fold, file in files.items():
+        check_adopted(moved, fold)
+        assert adopted_hash(moved, fold) == file_sha256(file)
+        assert read_adoption(moved).files[str(fold)] == {f"fold{fold}/member.onnx": file_sha256(moved.onnx(fold))}
+    modules = adopt_modules({fold: Plain(fold) for fold in files}, moved.folder.parent / "modules", **given)
+    check_adopted(modules, 1)
+    assert adopted_hash(modules, 1) == file_sha256(modules.onnx(1))
+
+
+def test_a_model_that_was_replaced_after_adoption_is_refused(moved: Run) -> None:
+    was, other = (file_sha256(moved.onnx(fold)) for fold in (1, 0))
+    shutil.copy(moved.onnx(0), moved.onnx(1))
+    check_adopted(moved, 0)
+    with pytest.raises(
+        BundleError, match=f"fold1/member.onnx has SHA-256 {other}, expected {was}, .*adopt the model ag"
+    ):
+        check_adopted(moved, 1)
+    moved.onnx(1).unlink()
+    with pytest.raises(BundleError, match=f"has SHA-256 of no file, expected {was}"):
+        check_adopted(moved, 1)
+    shutil.copy(moved.onnx(0), moved.folder / "fold1" / "swapped.onnx")
+    renamed = dataclasses.replace(moved, adopted={**moved.adopted, 1: "fold1/swapped.onnx"})
+    with pytest.raises(BundleError, match=r"fold1/(member|swapped).onnx has SHA-256"):
+        check_adopted(renamed, 1)
+
+
+def test_a_model_whose_hash_was_not_written_down_is_refused(moved: Run) -> None:
+    facts = moved.folder / "adopted.json"
+    stored = json.loads(facts.read_text())
+    facts.write_text(json.dumps(stored | {"files": {}, "originals": {}}))
+    with pytest.raises(BundleError, match="expected of none, .*adopt the model again"):
+        check_adopted(moved, 0)
+    with pytest.raises(BundleError, match=r"no SHA-256 of what fold 0 was made from .*adopt the models again"):
+        adopted_hash(moved, 0)
+    facts.write_text(json.dumps({"format": 1, "reading": stored["reading"], "checked": {}}))
+    for ask in (check_adopted, adopted_hash):
+        with pytest.raises(BundleError, match="adopted.json is not of format 2, .*adopt the models again"):
+            ask(moved, 0)
 
 
 def test_an_adopted_run_is_replaced_by_another_and_nothing_else_is(
@@ -501,7 +612,7 @@ def test_a_run_of_before_adoption_still_reads(trained: tuple[Toy, list[Run]], tm
     assert not read_run(tmp_path).is_adopted
 
 
-@pytest.mark.parametrize("text", ["{", '{"format": 9}', '{"format": 1, "reading": 3}'])
+@pytest.mark.parametrize("text", ["{", '{"format": 9}', '{"format": 2, "reading": 3}'])
 def test_damaged_facts_are_named(adopted: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "adopted.json").write_text(text)
     with pytest.raises(DataError, match="adopted.json .*adopt the models again"):

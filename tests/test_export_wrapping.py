@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from kaggle_kit.errors import ExportError, SettingError
 from kaggle_kit.export import foreign
-from kaggle_kit.export.foreign import read_foreign
+from kaggle_kit.export.foreign import foreign_sha256, graphs_within, read_foreign
 from kaggle_kit.export.reading import Reading, check_reading
 from kaggle_kit.export.wrapping import ReadModule, reorder_outputs, wrap_onnx
 from kaggle_kit.task import Head, Stored, Task
@@ -327,7 +328,9 @@ def test_weights_beside_a_file_are_taken_in(tmp_path: Path) -> None:
     model, images = changed(), np.zeros((2, 24, 32, 1), np.uint8)
     expected = asked(wrap_onnx(model, Reading(), wide_task(), name="m"), images)
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
-    found = read_foreign(tmp_path / "m.onnx")
+    found, known = read_foreign(tmp_path / "m.onnx"), foreign_sha256(tmp_path / "m.onnx")
+    both = (tmp_path / "m.onnx").read_bytes() + (tmp_path / "weights.bin").read_bytes()
+    assert known == hashlib.sha256(both).hexdigest()
     assert not any(one.external_data for one in found.graph.initializer)
     assert np.array_equal(asked(wrap_onnx(found, Reading(), wide_task(), name="m"), images)["root"], expected["root"])
     (tmp_path / "weights.bin").unlink()
@@ -418,3 +421,11 @@ def test_values_within_inner_graphs_are_renamed_too() -> None:
     images = np.random.default_rng(1).integers(0, 9, (2, 12, 10, 3), dtype=np.uint8)
     made = asked(reorder_outputs(wrapped, {"root": np.array([1, 0, 2])}), images)
     assert np.abs(made["root"][:, [1, 0, 2]] - made["vowel"]).max() < 1e-6
+
+
+def test_graphs_within_graphs_are_found_wherever_a_node_holds_them() -> None:
+    deep, second, third = (helper.make_graph([], name, [], []) for name in ("deep", "second", "third"))
+    first = helper.make_graph([helper.make_node("If", ["x"], ["y"], then_branch=deep)], "first", [], [])
+    node = helper.make_node("Either", ["x"], ["y"], domain="theirs", one=first, several=[second, third], number=1)
+    outer = helper.make_graph([node], "outer", [], [])
+    assert [graph.name for graph in graphs_within(outer)] == ["outer", "first", "deep", "second", "third"]

@@ -8,8 +8,7 @@ when its predictions were made is checked on the images of its own fold.
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,13 +21,22 @@ from torch import nn
 import kaggle_kit
 from kaggle_kit.blending.joining import check_heads
 from kaggle_kit.errors import DataError, PredictionError, SettingError, some_of
-from kaggle_kit.export.foreign import read_foreign
+from kaggle_kit.export.adoption import (
+    FACTS,
+    Adoption,
+    adopted_hash,
+    check_adopted,
+    format_adoption,
+    read_adoption,
+    write_adoption,
+)
+from kaggle_kit.export.foreign import foreign_sha256, read_foreign
 from kaggle_kit.export.likeness import ROWS, Likeness, ask_member, check_likeness, measure_likeness
 from kaggle_kit.export.onnx import ROWS_AT_ONCE, compare, export_onnx, run_onnx, write_model
 from kaggle_kit.export.reading import Reading, check_reading
 from kaggle_kit.export.sampling import spread
 from kaggle_kit.export.wrapping import ReadModule, wrap_onnx
-from kaggle_kit.files import replacing, replacing_folder
+from kaggle_kit.files import replacing_folder
 from kaggle_kit.folds import Folds
 from kaggle_kit.labels import read_labels, resolve_classes
 from kaggle_kit.predictions import Predictions
@@ -36,7 +44,6 @@ from kaggle_kit.progress import say
 from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, fold_folder, read_run, write_run
 from kaggle_kit.runtime.bundle import file_sha256
 from kaggle_kit.scores import DRAWS, Score, score_answers, score_split
-from kaggle_kit.settings import build, plain
 from kaggle_kit.sources import PackedSource, check_ids, check_root, resolve_stored
 from kaggle_kit.tables import Text, rows_of
 from kaggle_kit.task import Task
@@ -44,24 +51,11 @@ from kaggle_kit.train.config import ModelConfig, TrainConfig
 from kaggle_kit.train.predict import read_ahead
 from kaggle_kit.train.rows import TrainData, fit_together
 
-FORMAT = 1
-FACTS = "adopted.json"
+__all__ = ["adopt_modules", "adopt_onnx", "adopted_hash", "check_adopted", "format_adoption", "read_adoption"]
+
 MEMBER = "member.onnx"
 
-Write = Callable[[int, Path], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adoption:
-    """What is known of an adopted run's models.
-
-    Attributes:
-        reading: How they read images.
-        checked: {fold: comparison with the predictions}.
-    """
-
-    reading: Reading
-    checked: dict[str, Likeness]
+Write = Callable[[int, Path], tuple[str, str]]  # writes a member; returns whence, and the SHA-256 of that
 
 
 def adopt_onnx(
@@ -101,11 +95,13 @@ def adopt_onnx(
     case = _make_case(name, task, data, packed, folds, oof, reading, like)
     _check_folds(files, case)
 
-    def write(fold: int, path: Path) -> None:
+    def write(fold: int, path: Path) -> tuple[str, str]:
         model = wrap_onnx(read_foreign(files[fold]), reading, case.task, name=str(files[fold]))
         write_model(model, path)
+        sha256 = foreign_sha256(files[fold])
+        return f"{files[fold].name} (SHA-256 {sha256[:12]}...)", sha256
 
-    return _write_run(case, out, write, {fold: _describe(file) for fold, file in files.items()})
+    return _write_run(case, out, write, sorted(files))
 
 
 def adopt_modules(
@@ -146,44 +142,13 @@ def adopt_modules(
     case = _make_case(name, task, data, packed, folds, oof, reading, like)
     _check_folds(modules, case)
 
-    def write(fold: int, path: Path) -> None:
+    def write(fold: int, path: Path) -> tuple[str, str]:
         module = ReadModule(copy.deepcopy(modules[fold]).float().cpu(), reading, case.task).eval()
         export_onnx(module, path, shape=packed.shape)
         _compare_with_torch(module, path, case, spread(case.ids(fold), ROWS))
+        return type(modules[fold]).__name__, foreign_sha256(path)
 
-    return _write_run(case, out, write, {fold: type(module).__name__ for fold, module in modules.items()})
-
-
-def read_adoption(run: Run) -> Adoption:
-    """Return what is known of an adopted run's models.
-
-    Raises:
-        DataError: When the run was not adopted, or its file does not read.
-    """
-    path = run.folder / FACTS
-    if not path.is_file():
-        raise DataError(f"run {run.name!r} has no {FACTS}, so that it was not adopted; give one that was")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
-            raise DataError(f"{path} is not of format {FORMAT}, which this version reads; adopt the models again")
-        return build(Adoption, values)
-    except (json.JSONDecodeError, SettingError) as error:
-        raise DataError(f"{path} does not read ({error}); adopt the models again") from None
-
-
-def format_adoption(adoption: Adoption) -> list[str]:
-    """Return what was checked of each model, a line each, and how all of them read images."""
-    lines = [f"images are read as: {adoption.reading}"]
-    for fold, checked in adoption.checked.items():
-        what = "everything" if int(fold) == EVERYTHING else f"fold {fold}"
-        verdict = "repeats its predictions" if checked.repeats else "about repeats its predictions"
-        if int(fold) == EVERYTHING:
-            verdict = (
-                f"is right on {checked.right:.2%} of images it was trained on, {checked.right_before:.2%} out of fold"
-            )
-        lines.append(f"{what}: {checked.model} {verdict}: {checked}")
-    return lines
+    return _write_run(case, out, write, sorted(modules))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,25 +253,26 @@ def _check_folds(given: Mapping[int, object], case: _Case) -> None:
         )
 
 
-def _write_run(case: _Case, out: Path, write: Write, origins: Mapping[int, str]) -> Run:
+def _write_run(case: _Case, out: Path, write: Write, given: Sequence[int]) -> Run:
     """Write a run of models that are checked one by one; it appears whole or not at all."""
     own = _own_files(out)
     known = read_run(out).id if own else ""
     with replacing_folder(out, own, what="run from elsewhere", error=DataError) as folder:
-        checked, summaries = {}, {}
-        for fold in sorted(origins):
+        checked, written, originals, summaries = {}, {}, {}, {}
+        for fold in given:
             path = fold_folder(folder, fold) / MEMBER
             path.parent.mkdir()
-            write(fold, path)
-            checked[str(fold)] = _check_member(case, fold, path, origins[fold])
+            origin, originals[str(fold)] = write(fold, path)
+            checked[str(fold)] = _check_member(case, fold, path, origin)
+            written[str(fold)] = {
+                file.relative_to(folder).as_posix(): file_sha256(file) for file in sorted(path.parent.iterdir())
+            }
             score = None if fold == EVERYTHING else _score_fold(case, fold)
             summaries[fold] = FoldSummary(epoch=0, score=score, seconds=0.0)
         case.oof.save(folder / "oof.npz")
         case.ready.folds.save(folder / "folds.parquet")
-        adoption = Adoption(reading=case.reading, checked=checked)
-        with replacing(folder / FACTS) as temporary:
-            text = json.dumps({"format": FORMAT, **plain(adoption)}, indent=1, ensure_ascii=False)
-            temporary.write_text(text, encoding="utf-8")
+        adoption = Adoption(reading=case.reading, checked=checked, files=written, originals=originals)
+        write_adoption(adoption, folder)
         write_run(_make_run(case, folder, summaries, known))
     return read_run(out)
 
@@ -355,11 +321,6 @@ def _compare_with_torch(module: ReadModule, path: Path, case: _Case, ids: Text) 
     expected = {head: np.concatenate(part) for head, part in parts.items()}
     found = run_onnx(path, case.source, rows)
     compare(expected, found, multilabel=case.task.multilabel_heads, name=type(module.module).__name__)
-
-
-def _describe(file: Path) -> str:
-    """Return a file's name, with the start of its SHA-256 where it is there; else it is refused when its turn comes."""
-    return f"{file.name} (SHA-256 {file_sha256(file)[:12]}...)" if file.is_file() else file.name
 
 
 def _score_fold(case: _Case, fold: int) -> Score:

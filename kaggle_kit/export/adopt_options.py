@@ -27,7 +27,7 @@ def add_adopt_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="the run's folder: new, or of an adopted run")
     needed = parser.add_argument_group("the models and what they are adopted for")
     for flag, kind, metavar, text in (
-        ("name", str, "NAME", "what the model is called, as in the ledger"),
+        ("name", str, "NAME", "what the model is called in the ledger; the run is called as its folder"),
         ("task", str, "TASK", "a preset's name or a task.yaml"),
         ("data", Path, "DATA", "the competition's data folder"),
         ("packed", Path, "DIR", "its packed images, from `kaggle-kit pack` or beside a run"),
@@ -50,7 +50,14 @@ def add_adopt_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reading(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="what they see (default: the stored size)")
+    group.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="what they see, resized by area, antialiased: another resize changes a few decisions (default: the stored "
+        "size)",
+    )
     group.add_argument("--layout", default="nchw", metavar="nchw|nhwc", help="nhwc as in Keras (default: %(default)s)")
     group.add_argument("--dtype", default="float32", metavar="float32|uint8", help="(default: %(default)s)")
     for flag, text in (

@@ -9,6 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from kaggle_kit.errors import ExportError
+from kaggle_kit.export.foreign import data_inputs
 from kaggle_kit.export.onnx import MAX_INSIDE
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -69,8 +70,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             copy.graph.initializer.append(value)
     replace_nodes(copy.graph, nodes)
-    weights = {tensor.name for tensor in copy.graph.initializer}
-    inputs = [value for value in copy.graph.input if value.name not in weights]  # old exporters list weights too
+    inputs = data_inputs(copy)
     del copy.graph.input[:]
     copy.graph.input.extend(inputs)
     return onnx.shape_inference.infer_shapes(copy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import onnx.shape_inference
 import onnx.version_converter
 from onnx import numpy_helper
 
-from kaggle_kit.errors import ExportError, some_of
+from kaggle_kit.errors import ExportError, brief, some_of
 from kaggle_kit.export.onnx import IR_VERSION, OPSET
 
 MOST_BYTES = 2**31 - 1  # a protocol buffer, which is what reads, converts and checks a graph
@@ -34,7 +35,7 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     model = _load(path)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    nodes = [node for graph in graphs_within(model.graph) for node in graph.node]
     others = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in OWN_DOMAINS})
     if others:
         raise ExportError(
@@ -46,6 +47,35 @@ def read_foreign(path: Path) -> onnx.ModelProto:
     model = _at_opset(model, path)
     _free_batch(model)
     return model
+
+
+def foreign_sha256(path: Path) -> str:
+    """Return the SHA-256 of an ONNX file that `read_foreign` reads, in hexadecimal.
+
+    Files beside it that hold its weights follow it in what is hashed, by name. So without any it is the file's own.
+    """
+    model = onnx.load(path, load_external_data=False)
+    beside = {
+        entry.value
+        for graph in graphs_within(model.graph)
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    digest = hashlib.sha256()
+    for file in (path, *(path.parent / name for name in sorted(beside))):
+        with file.open("rb") as opened:
+            hashlib.file_digest(opened, lambda: digest)
+    return digest.hexdigest()
+
+
+def graphs_within(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and all that its nodes hold, such as the branches of an If."""
+    yield graph
+    for node in graph.node:
+        for one in node.attribute:
+            for inner in (one.g,) if one.type == one.GRAPH else one.graphs:
+                yield from graphs_within(inner)
 
 
 def data_inputs(model: onnx.ModelProto) -> list[Any]:
@@ -84,7 +114,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (DecodeError, onnx.checker.ValidationError, OSError, ValueError) as error:
         raise ExportError(
-            f"{path} does not read as an ONNX model ({_brief(error)}); copy it again, with the files beside it that "
+            f"{path} does not read as an ONNX model ({brief(error)}); copy it again, with the files beside it that "
             "hold its weights"
         ) from None
 
@@ -113,7 +143,7 @@ def _at_opset(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(model, full_check=True)
     except (RuntimeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         why = f"is of opset {found} and cannot be brought to {OPSET}" if found != OPSET else "is no valid ONNX model"
-        raise ExportError(f"{path} {why} ({_brief(error)}); export it again, with opset {OPSET}") from None
+        raise ExportError(f"{path} {why} ({brief(error)}); export it again, with opset {OPSET}") from None
     return model
 
 
@@ -123,7 +153,7 @@ def _lowered(model: onnx.ModelProto) -> onnx.ModelProto:
     ONNX's converter knows few ways down. What the older opset says otherwise is found by the check that follows, or by
     the comparison with predictions.
     """
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    nodes = [node for graph in graphs_within(model.graph) for node in graph.node]
     new = sorted({node.op_type for node in nodes if not _is_known(node.op_type)})
     if new:
         model = onnx.inliner.inline_selected_functions(
@@ -179,16 +209,3 @@ def _constants(graph: Any) -> dict[str, Any]:
                 found[node.output[0]] = one.t
     whole = {name: tensor for name, tensor in found.items() if tensor.data_type == onnx.TensorProto.INT64}
     return {name: np.array(numpy_helper.to_array(one)) for name, one in whole.items() if len(one.dims) == 1}
-
-
-def _graphs(graph: Any) -> Iterator[Any]:
-    """Yield a graph and all within its operators."""
-    yield graph
-    for node in graph.node:
-        for one in node.attribute:
-            for inner in (one.g, *one.graphs) if one.type in (one.GRAPH, one.GRAPHS) else ():
-                yield from _graphs(inner)
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

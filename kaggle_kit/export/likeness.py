@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.blending.joining import check_heads
-from kaggle_kit.decision import HALF
-from kaggle_kit.errors import BundleError, ExportError, PredictionError
-from kaggle_kit.export.onnx import MAX_ABS_DIFF, run_onnx
+from kaggle_kit.errors import BundleError, ExportError, PredictionError, brief, some_of
+from kaggle_kit.export.onnx import MAX_ABS_DIFF, is_near_half, is_tie, run_onnx
 from kaggle_kit.export.reading import Reading
 from kaggle_kit.labels import Classes
 from kaggle_kit.pixels import Image
@@ -30,40 +31,55 @@ _BATCH = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likeness:
-    """How an adopted model's answers compare with the out-of-fold predictions that came with it.
+class HeadLikeness:
+    """How a model's answers of one head compare with the out-of-fold predictions.
 
     Attributes:
-        model: The file it comes from, with the start of its SHA-256; or its class.
-        rows: Images compared: of its own fold, or where it was trained on everything, images that it was trained on.
-        decisions: Compared: a head's of an image.
-        decisions_changed: How many of them differ, near ties aside.
+        decisions_changed: How many images' decisions differ, near ties aside.
         max_abs_diff: Largest difference of a probability.
-        mean_abs_diff: Mean over images and heads of the largest difference of a probability.
-        right: Share of the decisions that are right.
+        mean_abs_diff: Mean over images of the largest difference of a probability.
+        right: Share of the decisions that are right; of a multi-label head, the mean over images of how many of the
+            classes that are true or said are both.
         right_before: The same, of the predictions that came with it.
     """
 
-    model: str
-    rows: int
-    decisions: int
     decisions_changed: float
     max_abs_diff: float
     mean_abs_diff: float
     right: float
     right_before: float
 
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """How an adopted model's answers compare with the out-of-fold predictions that came with it.
+
+    Attributes:
+        model: The file it comes from, with the start of its SHA-256; or its class.
+        rows: Images compared: of its own fold, or where it was trained on everything, images that it was trained on.
+        heads: {head: the comparison}.
+    """
+
+    model: str
+    rows: int
+    heads: dict[str, HeadLikeness]
+
     @property
     def repeats(self) -> bool:
-        """Whether the model says what the predictions say."""
-        return self.max_abs_diff <= SAME and not self.decisions_changed
+        """Whether the model says what the predictions say: so small a difference changes no decision but near ties."""
+        return all(one.max_abs_diff <= SAME for one in self.heads.values())
 
     def __str__(self) -> str:
-        share = self.decisions_changed / self.decisions
+        return f"{self.differences(tuple(self.heads))}, on {self.rows:,} images"
+
+    def differences(self, heads: Sequence[str]) -> str:
+        """Return how much the answers of some heads differ, in words."""
+        ones = [self.heads[head] for head in heads]
+        changed, decisions = sum(one.decisions_changed for one in ones), self.rows * len(ones)
+        mean, most = np.mean([one.mean_abs_diff for one in ones]), max(one.max_abs_diff for one in ones)
         return (
-            f"{self.decisions_changed:,.0f} of {self.decisions:,} decisions differ ({share:.2%}), probabilities by "
-            f"{self.mean_abs_diff:.1e} of an image on average and by {self.max_abs_diff:.1e} at most, on {self.rows:,} "
-            "images"
+            f"{changed:,.0f} of {decisions:,} decisions differ ({changed / decisions:.2%}), probabilities by "
+            f"{mean:.1e} of an image on average and by {most:.1e} at most"
         )
 
 
@@ -106,27 +122,25 @@ def measure_likeness(task: Task, truth: Classes, said: Predictions, before: Pred
         before: Those that came with it.
         model: Where it comes from.
     """
-    changed, diffs = 0.0, []
     first, second = before.decide(), said.decide()
+    heads = {}
     for head in task.heads:
-        differs = (first[head] != second[head]) & ~_is_close(before.probs[head], many=first[head].ndim == 2)
-        # of an image's multi-label head, each class is a part of one decision
-        changed += float(differs.reshape(len(said), -1).mean(axis=1).sum())
-        diffs.append(np.abs(said.probs[head] - before.probs[head]).max(axis=1))
-    return Likeness(
-        model=model,
-        rows=len(said),
-        decisions=len(said) * len(task.heads),
-        decisions_changed=changed,
-        max_abs_diff=float(np.max(diffs)),
-        mean_abs_diff=float(np.mean(diffs)),
-        right=float(np.mean([np.mean(truth[head] == second[head]) for head in task.heads])),
-        right_before=float(np.mean([np.mean(truth[head] == first[head]) for head in task.heads])),
-    )
+        near = is_near_half if first[head].ndim == 2 else is_tie
+        differs = (first[head] != second[head]) & ~near(before.probs[head])
+        diff = np.abs(said.probs[head] - before.probs[head]).max(axis=1)
+        heads[head] = HeadLikeness(
+            # of an image's multi-label head, each class is a part of one decision
+            decisions_changed=float(differs.reshape(len(said), -1).mean(axis=1).sum()),
+            max_abs_diff=float(diff.max()),
+            mean_abs_diff=float(diff.mean()),
+            right=_share_right(truth[head], second[head]),
+            right_before=_share_right(truth[head], first[head]),
+        )
+    return Likeness(model=model, rows=len(said), heads=heads)
 
 
 def check_likeness(likeness: Likeness, fold: int, reading: Reading) -> None:
-    """Refuse a model that is not the one the predictions came from.
+    """Refuse a model of which a head is not the one that the predictions came from.
 
     Args:
         likeness: As measured.
@@ -135,26 +149,43 @@ def check_likeness(likeness: Likeness, fold: int, reading: Reading) -> None:
         reading: How it reads images here.
 
     Raises:
-        ExportError: With the numbers.
+        ExportError: With the heads, and the numbers of the first.
     """
+    failing = [head for head, one in likeness.heads.items() if not _passes(one, fold, likeness.rows)]
+    if not failing:
+        return
+    one = likeness.heads[failing[0]]
     if fold == EVERYTHING:
-        passed = likeness.right >= likeness.right_before - CHANGED_SHARE
         why = (
-            f"{likeness.right:.2%} of its decisions are right on {likeness.rows:,} images that it was trained on, and "
-            f"{likeness.right_before:.2%} of those out of fold"
+            f"{one.right:.2%} of its decisions are right on {likeness.rows:,} images that it was trained on, and "
+            f"{one.right_before:.2%} of those out of fold"
         )
     else:
-        changed = likeness.decisions_changed / likeness.decisions
-        passed = changed <= CHANGED_SHARE and likeness.mean_abs_diff <= MEAN_DIFF
-        why = f"{likeness} (allowed are {CHANGED_SHARE:.0%} of the decisions, and {MEAN_DIFF} of an image on average)"
-    if passed:
-        return
+        why = (
+            f"{likeness.differences(failing[:1])}, on {likeness.rows:,} images (allowed are {CHANGED_SHARE:.0%} of the "
+            f"decisions, and {MEAN_DIFF} of an image on average)"
+        )
     what = "everything" if fold == EVERYTHING else f"fold {fold}"
     raise ExportError(
-        f"{what}: {likeness.model} does not repeat the out-of-fold predictions: {why}; most likely it was shown other "
-        f"pixels then than here ({reading}): give the mean, std, size, layout and order it was trained with, its "
-        "activation and order of classes, and each fold's own model"
+        f"{what}: {likeness.model} does not repeat the out-of-fold predictions of {len(failing)} of "
+        f"{len(likeness.heads)} head(s): {some_of(failing)}; of head {failing[0]!r} {why}; most likely it was shown "
+        f"other pixels then than here ({reading}), or its classes are in another order: give the mean, std, size, "
+        "layout and order it was trained with, its activation and order of classes, and each fold's own model"
     )
+
+
+def _passes(one: HeadLikeness, fold: int, rows: int) -> bool:
+    if fold == EVERYTHING:
+        return one.right >= one.right_before - CHANGED_SHARE
+    return one.decisions_changed <= CHANGED_SHARE * rows and one.mean_abs_diff <= MEAN_DIFF
+
+
+def _share_right(truth: npt.NDArray[np.integer[Any]], decided: npt.NDArray[np.integer[Any]]) -> float:
+    """Return how much of what is decided is right; of many classes that are mostly absent, absent ones say nothing."""
+    if truth.ndim == 1:
+        return float(np.mean(truth == decided))
+    both, either = ((truth == 1) & (decided == 1)).sum(axis=1), ((truth == 1) | (decided == 1)).sum(axis=1)
+    return float(np.mean(np.where(either > 0, both / np.maximum(either, 1), 1.0)))
 
 
 def _check_batch(session: OnnxSession, images: Image, model: str) -> None:
@@ -177,14 +208,5 @@ def _said(session: OnnxSession, images: Image, model: str) -> Probs:
         return session.run(images)
     except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no other base
         raise ExportError(
-            f"{model} does not run on {len(images)} image(s): {' '.join(str(error).split())[:200]}; export it again, "
-            "with a batch of any size"
+            f"{model} does not run on {len(images)} image(s): {brief(error)}; export it again, with a batch of any size"
         ) from None
-
-
-def _is_close(probs: npt.NDArray[np.float32], *, many: bool) -> npt.NDArray[np.bool_]:
-    """Return where so small a difference as is allowed changes a decision: (N,), of multi-label heads (N, C)."""
-    if many:
-        return np.asarray(np.abs(probs - HALF) <= SAME)
-    best = np.sort(probs, axis=1)[:, -2:]
-    return np.asarray(best[:, -1] - best[:, 0] <= 2 * SAME)

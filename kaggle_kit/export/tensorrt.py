@@ -9,9 +9,9 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx
+
+from kaggle_kit.export.foreign import graphs_within
 
 OLDEST_OPSET, NEWEST_OPSET = 9, 20  # of TensorRT 10.0; 10.15 takes 9 to 24
 
@@ -60,7 +60,7 @@ def unsupported_operators(model: onnx.ModelProto) -> dict[str, str]:
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         found["opset"] = f"is {opset}, TensorRT 10 takes {OLDEST_OPSET} to {NEWEST_OPSET}"
-    for graph in _graphs(model.graph):
+    for graph in graphs_within(model.graph):
         unsigned = {value.name for value in graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
         unsigned |= {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.UINT8}
         for node in graph.node:
@@ -85,12 +85,3 @@ def _why_not(node: onnx.NodeProto, unsigned: set[str]) -> str:
                 shown = value.decode() if isinstance(value, bytes) else value
                 return f"has {attribute.name} {shown!r}, which TensorRT lacks"
     return ""
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield a graph and all that its nodes hold, such as the branches of an If."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)

@@ -14,7 +14,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from torch import nn
 
 from kaggle_kit.errors import ExportError, some_of
-from kaggle_kit.export.foreign import data_inputs, fixed_sides
+from kaggle_kit.export.foreign import data_inputs, fixed_sides, graphs_within
 from kaggle_kit.export.onnx import IR_VERSION, OPSET, Columns
 from kaggle_kit.export.reading import Reading
 from kaggle_kit.runtime.backends import INPUT
@@ -87,8 +87,8 @@ def reorder_outputs(model: onnx.ModelProto, columns: Columns) -> onnx.ModelProto
             raise ExportError(f"the model has no output {head!r}, only {some_of(names, 9)}; name one of these")
         nodes = _Nodes(prefix=f"{head}/{len(graph.node)}/")  # differs at each call, in the names it gives
         own = f"{head}/{len(graph.node)}"
-        for node in graph.node:
-            _rename(node, head, own)
+        for inner in graphs_within(graph):
+            _rename(inner, head, own)
         nodes.add("Gather", [own, nodes.constant("order", places)], output=head, axis=1)
         graph.node.extend(nodes.nodes)
         graph.initializer.extend(nodes.constants)
@@ -286,13 +286,10 @@ def _sides(sides: Sequence[int | None]) -> str:
     return f"({', '.join('any' if side is None else str(side) for side in sides)})"
 
 
-def _rename(node: Any, before: str, after: str) -> None:
-    """Rename a value in a node, and in the graphs within it."""
-    for names in (node.input, node.output):
-        for place, name in enumerate(names):
-            if name == before:
-                names[place] = after
-    for one in node.attribute:
-        for graph in (one.g, *one.graphs) if one.type in (one.GRAPH, one.GRAPHS) else ():
-            for inner in graph.node:
-                _rename(inner, before, after)
+def _rename(graph: onnx.GraphProto, before: str, after: str) -> None:
+    """Rename a value in a graph's nodes."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == before:
+                    names[place] = after
