@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kaggle_kit.commands import CHECK_FAILED, DONE, Result
-from kaggle_kit.errors import BundleError, SettingError
+from kaggle_kit.errors import BundleError, RefusedError, SettingError
 
 if TYPE_CHECKING:
     from kaggle_kit.cli import Adder
@@ -85,7 +85,7 @@ def _add_variant(one: argparse.ArgumentParser) -> None:
         "--max-changed",
         type=float,
         metavar="SHARE",
-        help="share of the decisions that a precision may change (default: 0.01 for fp16, 0.03 for int8)",
+        help="share of the decisions that a lower precision may change (default: 0.01 for fp16, 0.03 for int8)",
     )
     one.add_argument(
         "--max-drop",
@@ -102,14 +102,19 @@ def export(options: argparse.Namespace) -> tuple[Result, int]:
     from kaggle_kit.export.bundle import PARITY_ROWS, export_runs
     from kaggle_kit.runs import read_run
 
-    members = export_runs(
-        [read_run(folder) for folder in options.runs],
-        options.out,
-        variant=_variant(options),
-        blend=load_blend(options.blend) if options.blend else None,
-        parity_rows=None if options.full else PARITY_ROWS,
-    )
+    try:
+        members = export_runs(
+            [read_run(folder) for folder in options.runs],
+            options.out,
+            variant=_variant(options),
+            blend=load_blend(options.blend) if options.blend else None,
+            parity_rows=None if options.full else PARITY_ROWS,
+        )
+    except RefusedError as error:
+        return _refused(error)
     _print_members(members)
+    size = sum(path.stat().st_size for path in options.out.iterdir())
+    print(f"{options.out}: {len(members)} member(s), {size / 1e6:.1f} MB")
     return {"out": options.out, "members": members}, DONE
 
 
@@ -125,14 +130,17 @@ def bundle(options: argparse.Namespace) -> tuple[Result, int]:
         raise SettingError("say where the bundle goes with --out DIR, or check one that is there with --verify")
     runs = [read_run(folder) for folder in options.runs]
     chosen: Blend = load_blend(options.blend) if options.blend else equal_blend([run.name for run in runs])
-    written = write_bundle(
-        runs,
-        chosen,
-        options.out,
-        variant=_variant(options),
-        fused=options.fused,
-        parity_rows=None if options.full else PARITY_ROWS,
-    )
+    try:
+        written = write_bundle(
+            runs,
+            chosen,
+            options.out,
+            variant=_variant(options),
+            fused=options.fused,
+            parity_rows=None if options.full else PARITY_ROWS,
+        )
+    except RefusedError as error:
+        return _refused(error)
     _print_members(written.members)
     shares = written.blend.shares()
     _print_bundle(options.out, written)
@@ -146,12 +154,25 @@ def bundle(options: argparse.Namespace) -> tuple[Result, int]:
     }, DONE
 
 
+def _refused(error: RefusedError) -> tuple[Result, int]:
+    print(f"refused, and nothing was written: {error}")
+    return {"refused": str(error)}, CHECK_FAILED
+
+
 def _verify(options: argparse.Namespace) -> tuple[Result, int]:
+    from kaggle_kit.runtime.bundle import MANIFEST
     from kaggle_kit.runtime.verify import format_verified, verify_bundle
 
     if len(options.runs) > 1:
         raise SettingError(f"--verify takes one bundle, not {len(options.runs)} folders")
+    given = [name for name in ("out", "blend", "fused", "tta", "derive", "full") if getattr(options, name)]
+    if given or options.precision != "fp32":
+        raise SettingError(
+            f"--verify makes nothing and takes no --{(given or ['precision'])[0]}; leave one of the two out"
+        )
     folder = options.runs[0]
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder} is no bundle (no {MANIFEST}); give the folder that `kaggle-kit bundle` wrote")
     try:
         verified = verify_bundle(folder)
     except BundleError as error:
@@ -181,7 +202,10 @@ def _print_members(members: Sequence[Member]) -> None:
         if member.stored:
             print(f"  against oof.npz: {describe_change(member.stored)}")
         if member.lowered:
-            print(f"  {member.precision} against fp32: {describe_change(member.lowered)}")
+            where = ", on images it has learned" if member.score_of == "cross-validation" else ""
+            print(
+                f"  {member.precision} against fp32{where}: {describe_change(member.lowered)}; fp32 keep: {member.kept}"
+            )
         if member.no_tensorrt and member.precision != "int8":  # which is for CPUs
             print(f"  TensorRT would refuse it: {'; '.join(member.no_tensorrt)}")
 
@@ -205,9 +229,14 @@ def _print_bundle(out: Path, written: Bundle) -> None:
         print(f"the blend, against what the runs stored: {describe_change(written.change)}")
     if written.fused:
         whole, apart = 1000 * written.fused.seconds, 1000 * sum(member.seconds for member in written.members)
-        print(f"{written.fused.file}: all in one graph, {whole:.1f} ms an image on this CPU; one by one {apart:.1f} ms")
+        verdict = "" if whole < apart else "; on this CPU it does not pay"
+        print(f"{written.fused.file}: all in one graph {whole:.1f} ms an image, one by one {apart:.1f} ms{verdict}")
+        if written.fused.no_tensorrt and written.members[0].precision != "int8":
+            print(f"  TensorRT would refuse it: {'; '.join(written.fused.no_tensorrt)}")
     size = sum((out / name).stat().st_size for name in written.files)
     rules = "" if written.decision.is_plain else ", with fitted decision rules"
     shift = ", and corrects for the test's class shares, which that score is without" if written.prior_shift else ""
-    score = f"out-of-fold {written.oof_score:.4f}{rules}{shift}"
+    other = any(one.lowered or one.tta or one.derived_from for one in written.members) and written.change
+    before = f", as validated; {other.score_before:.4f} to {other.score_after:.4f} by this export" if other else ""
+    score = f"out-of-fold {written.oof_score:.4f}{rules}{shift}{before}"
     print(f"{out}: {len(written.members)} member(s), {size / 1e6:.1f} MB, {score}")

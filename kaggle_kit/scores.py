@@ -96,7 +96,7 @@ def score_answers(
     if rows == 0:
         raise DataError("there are no rows to score; give at least one image")
     answers = _fitting(task, answers, rows)
-    weights = _head_weights(task)
+    weights = head_weights(task)
     heads = {
         name: metric_value(task.metric, truth[name], answers[name], head.num_classes)
         for name, head in task.heads.items()
@@ -364,7 +364,8 @@ def _rows(values: Answers, rows: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray
     return {head: value[rows] for head, value in values.items()}
 
 
-def _head_weights(task: Task) -> Floats:
+def head_weights(task: Task) -> Floats:
+    """Return (heads,) what each head counts in the total, summing to 1."""
     weights = np.array([head.weight for head in task.heads.values()])
     return np.asarray(weights / weights.sum())
 

@@ -57,7 +57,7 @@ def test_the_readme_s_task_is_one(tmp_path: Path) -> None:
 
 def test_the_readme_s_python_is_compiled() -> None:
     blocks = [block for kind, block in BLOCKS if kind == "python"]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         compile(block, "README.md", "exec")
 

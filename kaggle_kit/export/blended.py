@@ -10,7 +10,7 @@ import numpy as np
 from kaggle_kit.blending.joining import describe_differences, match_classes, order_classes
 from kaggle_kit.ensemble import Blend
 from kaggle_kit.errors import BundleError, SettingError
-from kaggle_kit.export.onnx import Columns
+from kaggle_kit.export.graph import Columns
 from kaggle_kit.predictions import Predictions, take_columns
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import file_sha256
@@ -48,21 +48,39 @@ def blended_runs(runs: Sequence[Run], blend: Blend) -> list[Run]:
     """Return the blend's runs in its order, after checking that it was fitted on them as they are.
 
     Raises:
-        BundleError: Naming the run that was not given, or was trained again since.
+        BundleError: Naming the run that was not given, given twice, or was trained again since.
     """
     if not runs:
         raise BundleError("no runs were given; name at least one run folder")
-    by_name = {run.name: run for run in runs}
+    by_name: dict[str, Run] = {}
+    for run in runs:
+        if run.name in by_name:
+            raise BundleError(
+                f"two runs are called {run.name!r}: {by_name[run.name].folder} and {run.folder}; give it once, or "
+                "rename a folder and blend again"
+            )
+        by_name[run.name] = run
     absent = [name for name in blend.runs if name not in by_name]
     if absent:
         raise BundleError(f"the blend counts run {absent[0]!r}, which was not given; give all of {list(blend.runs)}")
-    for name in blend.runs:
-        if name in blend.oof_hashes and file_sha256(by_name[name].oof_file) != blend.oof_hashes[name]:
-            raise BundleError(
-                f"the blend was fitted on other out-of-fold predictions of run {name!r}: it was trained again since; "
-                "make the blend again with `kaggle-kit blend`"
-            )
+    check_blended([by_name[name] for name in blend.runs], blend)
     return [by_name[name] for name in blend.runs]
+
+
+def check_blended(runs: Sequence[Run], blend: Blend) -> None:
+    """Refuse runs that a blend does not name, or that were trained again since it was fitted.
+
+    Raises:
+        BundleError: Naming the run.
+    """
+    for run in runs:
+        if run.name not in blend.runs:
+            raise BundleError(f"the blend counts runs {list(blend.runs)}, not {run.name!r}; give it the blend's own")
+        if run.name in blend.oof_hashes and file_sha256(run.oof_file) != blend.oof_hashes[run.name]:
+            raise BundleError(
+                f"the blend was fitted on other out-of-fold predictions of run {run.name!r}: it was trained again "
+                "since, or is another of that name; make the blend again with `kaggle-kit blend`"
+            )
 
 
 def shared_oofs(

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from kaggle_kit.blending.joining import order_labels
 from kaggle_kit.ensemble import Blend, blend_predictions, blend_probs
 from kaggle_kit.errors import BundleError, ExportError
-from kaggle_kit.export.blended import blended_runs, common_task, shared_oofs
-from kaggle_kit.export.fused import fuse_members
+from kaggle_kit.export.blended import blended_runs, check_blended, common_task, shared_oofs
 from kaggle_kit.export.gate import check_change, measure_change
 from kaggle_kit.export.golden import write_golden
-from kaggle_kit.export.members import Exported, Plan, export_members, machine_name, seconds_an_image, temperatures_of
+from kaggle_kit.export.members import Exported, Plan, export_members, refused_by_tensorrt, temperatures_of
 from kaggle_kit.export.onnx import compare
-from kaggle_kit.export.sampling import sampled_ids
+from kaggle_kit.export.sampling import packed_source, sampled_ids
+from kaggle_kit.export.timing import BATCH, machine_name, time_graphs
 from kaggle_kit.export.variant import Variant
 from kaggle_kit.files import replacing_folder
 from kaggle_kit.labels import Labels, class_shares
 from kaggle_kit.metrics import gain
+from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Predictions, concatenate
 from kaggle_kit.runs import EVERYTHING, Run
 from kaggle_kit.runtime.backends import OnnxSession
@@ -85,19 +89,24 @@ def write_bundle(
     plan = Plan(variant=variant, rows=parity_rows, sampled=sampled, columns=columns)
     with replacing_folder(out, bundle_files(out), what="bundle", error=BundleError) as folder:
         exported = export_members(chosen, folder, plan)
-        change = _check_reproduced(
-            task, blend, exported, {name: oof.align(sampled) for name, oof in oofs.items()}, labels, variant
-        )
+        compared = {name: oof.align(sampled) for name, oof in oofs.items()}
+        change = _check_reproduced(task, blend, exported, compared, labels, variant)
         files = {run.name: [one.member.file for one in exported if one.member.run == run.name] for run in chosen}
         golden = write_golden(chosen[0], folder, files, labels, precision=variant.precision)
+        members, whole = _timed(
+            folder,
+            [one.member for one in exported],
+            _fuse(task, blend, folder, files, golden) if fused else None,
+            golden.images,
+        )
         bundle = Bundle(
             folder=folder,
             task=task,
-            members=tuple(one.member for one in exported),
+            members=tuple(members),
             blend=blend,
             priors={name: tuple(class_shares(labels.classes[name], head)) for name, head in task.heads.items()},
             oof_score=oof_score,
-            fused=_fuse(task, blend, folder, files, golden) if fused else None,
+            fused=whole,
             change=change,
             seconds_on=machine_name(),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -121,17 +130,25 @@ def export_runs(
         runs: Trained folds and all.
         out: The folder; .onnx files of an earlier export are replaced.
         variant: How members answer; None: as their runs do.
-        blend: Gives the temperatures that are put into the graphs; None: none.
+        blend: Gives the temperatures that are put into the graphs, and must have been fitted on these runs; None: none.
         parity_rows: Out-of-fold rows on which each member is compared with torch; None: all.
 
     Raises:
         ExportError: When a member cannot be exported, gives other results, or does not pass the gate.
+        BundleError: When the blend does not name a run, or was fitted on other predictions of it.
         SettingError: When the variant does not suit the runs.
     """
+    if blend:
+        check_blended(runs, blend)
     own = [path.name for path in out.glob("member_*.onnx*")]
     plan = Plan(variant=variant or Variant(), rows=parity_rows, temperatures=temperatures_of(blend) if blend else {})
     with replacing_folder(out, own, what="folder of exports", error=ExportError) as folder:
-        return [one.member for one in export_members(runs, folder, plan)]
+        members = [one.member for one in export_members(runs, folder, plan)]
+        timed: list[Member] = []
+        for run in runs:
+            images = packed_source(run).take(np.arange(BATCH) % len(packed_source(run)))
+            timed += _timed(folder, [member for member in members if member.run == run.name], None, images)[0]
+        return timed
 
 
 def _check_reproduced(
@@ -159,11 +176,10 @@ def _check_reproduced(
     again = blend_predictions(
         blend, {n: concatenate(said[n]).align(oof.ids) if n in held_out else oofs[n] for n in oofs}
     )
-    truth = labels.align(oof.ids).classes
-    change = measure_change(task, truth, oof.probs, again.probs, decision=blend.decision)
+    change = measure_change(task, labels.align(oof.ids), oof.probs, again.probs, decision=blend.decision)
     check_change(
         change,
-        variant.against_stored(),
+        variant.against_stored(otherwise=any(one.otherwise for one in exported)),
         what="the exported blend, compared with the runs' oof.npz,",
         repair="export as the runs were validated, or allow more with --max-drop",
     )
@@ -187,10 +203,24 @@ def _oof_score(task: Task, blend: Blend, oof: Predictions, labels: Labels) -> fl
 
 def _fuse(task: Task, blend: Blend, folder: Path, files: Mapping[str, Sequence[str]], golden: Golden) -> Fused:
     """Put all members and their blend into one graph, and compare it with the separate members on the golden images."""
+    from kaggle_kit.export.fused import (
+        fuse_members,  # which needs onnxscript's onnx_ir, whose lack export_onnx explains
+    )
+
     path = folder / FUSED
     fuse_members({name: [folder / file for file in own] for name, own in files.items()}, blend, task, path)
     many = task.multilabel_heads
     expected = blend_probs(blend, list(golden.probs.values()), multilabel=many)
     found = OnnxSession(path, device="cpu").run(golden.images)
     parity = compare(expected, found, multilabel=many, name=path.name)
-    return Fused(file=path.name, parity=parity, seconds=seconds_an_image(path, golden.images))
+    return Fused(file=path.name, parity=parity, no_tensorrt=refused_by_tensorrt(path))
+
+
+def _timed(
+    folder: Path, members: Sequence[Member], fused: Fused | None, images: Image
+) -> tuple[list[Member], Fused | None]:
+    """Return members and fused graph with what an image takes in each, measured side by side."""
+    files = [member.file for member in members] + ([fused.file] if fused else [])
+    seconds = time_graphs([folder / file for file in files], images)
+    timed = [replace(member, seconds=seconds[member.file]) for member in members]
+    return timed, replace(fused, seconds=seconds[fused.file]) if fused else None

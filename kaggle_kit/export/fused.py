@@ -21,7 +21,7 @@ from onnx_ir.passes import Sequential, common
 
 from kaggle_kit.decision import HALF
 from kaggle_kit.ensemble import Blend
-from kaggle_kit.errors import ExportError, some_of
+from kaggle_kit.errors import ExportError, brief, some_of
 from kaggle_kit.export.onnx import IR_VERSION, OPSET, write_model
 from kaggle_kit.mixes import FLOOR, Mix
 from kaggle_kit.mixes import VOTE_TIE as TIE
@@ -108,7 +108,7 @@ def _load(path: Path) -> ir.Model:
         proto = onnx.load(path)
         model: ir.Model = ir.from_proto(proto)
     except (OSError, ValueError, DecodeError, onnx.checker.ValidationError) as error:
-        raise ExportError(f"{path.name} does not read as ONNX ({_brief(error)}); export it again") from None
+        raise ExportError(f"{path.name} does not read as ONNX ({brief(error)}); export it again") from None
     others = sorted({f"{node.domain}.{node.op_type}" for node in model.graph.all_nodes() if node.domain})
     if others:
         raise ExportError(f"{path.name} uses operators that are not ONNX's own: {some_of(others)}; {_REPAIR}")
@@ -290,7 +290,3 @@ class _MixWriter:
         constant = ir.val(name, const_value=ir.tensor(kept, name=name))
         self._graph.register_initializer(constant)
         return constant
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.ensemble import mean_probs
-from kaggle_kit.errors import DataError
+from kaggle_kit.errors import BundleError, DataError
 from kaggle_kit.export.sampling import packed_source, rows_in, spread
 from kaggle_kit.labels import Labels
 from kaggle_kit.pixels import encode_png
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import Golden, Precision, save_golden
+from kaggle_kit.runtime.golden import decode_golden
 from kaggle_kit.sources import PackedSource, Source, open_source
 from kaggle_kit.tables import Text
 
 LEAST_GOLDEN, MOST_GOLDEN = 16, 256
 MOST_BYTES = 32 << 20  # of their pixels; where images are large, fewer classes are shown
 TOLERANCES: dict[Precision, float] = {"fp32": 2e-3, "fp16": 2e-2, "int8": 5e-2}  # CPUs and GPUs round otherwise
+MOST_AWAY = 16  # of 255, by which decoders of other versions may differ
 _CANDIDATES = 20  # images of each class that are looked at
 
 
@@ -36,19 +39,27 @@ def write_golden(
         files: {run: its members' files}.
         labels: Of the bundle's task.
         precision: What members compute in, which says how far away another machine may be.
+
+    Raises:
+        BundleError: When the competition's images are no longer those that were packed.
     """
     source = packed_source(run)
     ids = golden_ids(labels, source)
     images = np.stack([source.read(row) for row in rows_in(ids, source).tolist()])
     originals = _originals(run)
     encoded = tuple(map(encode_png, images)) if originals is None else tuple(_encoded(originals, ids))
+    golden = Golden(encoded=encoded, fitted=originals is None, images=images, probs={})
+    away = np.abs(decode_golden(golden, run.task).astype(np.int16) - images).reshape(len(ids), -1).max(axis=1)
+    if away.max() > MOST_AWAY:
+        raise BundleError(
+            f"image {str(ids[away.argmax()])!r} in {run.data} is not the one in {run.packed}: pixels differ by up to "
+            f"{away.max()} of 255; the data, or OpenCV, changed since it was packed: pack it again and train again"
+        )
     probs = {
         name: mean_probs([OnnxSession(folder / file, device="cpu").run(images) for file in own])
         for name, own in files.items()
     }
-    golden = Golden(
-        encoded=encoded, fitted=originals is None, images=images, probs=probs, tolerance=TOLERANCES[precision]
-    )
+    golden = replace(golden, probs=probs, tolerance=TOLERANCES[precision])
     save_golden(golden, folder)
     return golden
 

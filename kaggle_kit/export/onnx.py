@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from kaggle_kit.decision import HALF, Decision
-from kaggle_kit.errors import ExportError, some_of
+from kaggle_kit.errors import ExportError, RefusedError, brief, some_of
 from kaggle_kit.export.graph import Columns, ExportGraph
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Probs
@@ -95,7 +95,7 @@ def write_model(model: onnx.ModelProto, path: Path) -> None:
         reason = error.strerror or type(error).__name__
         raise ExportError(f"{path} cannot be written ({reason}); free some space, or give another folder") from None
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path.name} would be no valid ONNX model: {_brief(error)}; not written") from None
+        raise ExportError(f"{path.name} would be no valid ONNX model: {brief(error)}; not written") from None
 
 
 def rerun(graph: ExportGraph, source: PackedSource, rows: npt.NDArray[np.int64]) -> Probs:
@@ -158,11 +158,11 @@ def compare(expected: Probs, found: Probs, *, multilabel: Collection[str], name:
     many = {head for head in expected if head in multilabel}
     before, after = (Decision().decide(probs, multilabel=many) for probs in (expected, found))
     changed = {head: before[head] != after[head] for head in expected}
-    ties = {head: _is_near_half(probs) if head in many else _is_tie(probs) for head, probs in expected.items()}
+    ties = {head: is_near_half(probs) if head in many else is_tie(probs) for head, probs in expected.items()}
     clear = [head for head in expected if (changed[head] & ~ties[head]).any()]
     rows = len(next(iter(expected.values())))
     if not diff <= MAX_ABS_DIFF or clear:
-        raise ExportError(
+        raise RefusedError(
             f"{name} does not repeat its network on {rows:,} images: probabilities differ by up to {diff:.2e} (allowed "
             f"{MAX_ABS_DIFF:.0e}), decisions of head(s) {some_of(clear) or 'none'} change; not shipped"
         )
@@ -227,6 +227,9 @@ def _trace(graph: ExportGraph | ReadModule, shape: tuple[int, int, int]) -> onnx
     except (RuntimeError, ValueError, TypeError) as error:
         from kaggle_kit.export.obstacles import explain
 
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from None
+
         raise ExportError(f"{_name_of(graph)} cannot be exported: {explain(error, graph)}") from None
     assert program is not None
     model = program.model_proto
@@ -239,6 +242,15 @@ def _trace(graph: ExportGraph | ReadModule, shape: tuple[int, int, int]) -> onnx
             "number of images it was traced with; write it so that any number goes"
         )
     return model
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: torch's tracer turns it into errors of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _name_of(graph: ExportGraph | ReadModule) -> str:
@@ -292,18 +304,14 @@ def _num_bytes(model: onnx.ModelProto) -> int:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
-def _is_near_half(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def is_near_half(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Return (N, C) True where a multi-label head all but says a class, or all but does not."""
     return np.asarray(np.abs(probs - HALF) <= TIE / 2)
 
 
-def _is_tie(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def is_tie(probs: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     best = np.sort(probs, axis=1)[:, -2:]
     return np.asarray(best[:, 1] - best[:, 0] <= TIE)
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 @contextlib.contextmanager

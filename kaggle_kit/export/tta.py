@@ -133,7 +133,7 @@ def _parse(spec: str) -> list[tuple[str, float]]:
     """Return a spec's changes: its name with each of its values, 0 for a flip."""
     name, equals, text = spec.partition("=")
     if name not in EXAMPLES:
-        near = did_you_mean(name, EXAMPLES)
+        near = "; separate views by spaces" if "," in spec else did_you_mean(name, EXAMPLES)
         raise SettingError(f"`tta` holds {spec!r}, which is no change of an image{near} (there are {_examples()})")
     if name in ("hflip", "vflip"):
         if equals:
@@ -167,5 +167,12 @@ def _check_network(spec: str, network: Network) -> None:
             f"`tta` holds {spec!r}, but {network.name!r} takes images of one size alone, {list(size)}; leave it out, "
             "or choose a convolutional model"
         )
+    if name == "scale":
+        for _, value in _parse(spec):
+            if [int(side * value) for side in size] == list(size):
+                raise SettingError(
+                    f"`tta` holds {spec!r}, and {value:g} times {list(size)} is the same size in whole pixels; give a "
+                    "factor further from 1"
+                )
     if name == "shift" and max(value for _, value in _parse(spec)) >= min(size):
         raise SettingError(f"`tta` holds {spec!r}, which moves images of {list(size)} out of sight; give fewer pixels")

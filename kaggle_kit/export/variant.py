@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kaggle_kit.errors import SettingError
 from kaggle_kit.export.gate import LIMITS, Kind, Limits
@@ -44,19 +44,24 @@ class Variant:
     def limits(self, kind: Kind) -> Limits:
         """Return what a change may cost, as asked for or as is usual."""
         usual = LIMITS[kind]
+        if kind == "stored":  # whether checkpoints and predictions belong together is not a matter of taste
+            return usual
         changed = usual.changed_share if self.max_changed is None or kind == "views" else self.max_changed
-        return Limits(changed_share=changed, drop=usual.drop if self.max_drop is None else self.max_drop)
+        drop = usual.drop if self.max_drop is None else self.max_drop
+        return replace(usual, changed_share=changed, drop=drop)
 
-    def against_stored(self, *, calibrated: bool = False) -> Limits:
+    def against_stored(self, *, otherwise: bool) -> Limits:
         """Return what all this together may cost against the runs' stored predictions.
 
         Args:
-            calibrated: Whether temperatures change the probabilities too.
+            otherwise: Whether members are meant to answer otherwise than their runs did: averaged over views, derived
+                from another head, or by temperatures.
         """
-        parts = [self.limits("views" if self.tta or self.derive_from or calibrated else "stored")]
+        parts = [self.limits("views" if otherwise else "stored")]
         if self.precision != "fp32":
             parts.append(self.limits(self.precision))
         return Limits(
             changed_share=min(1.0, sum(part.changed_share for part in parts)),
-            drop=max(part.drop for part in parts) if self.max_drop is not None else sum(part.drop for part in parts),
+            drop=sum(part.drop for part in parts),
+            only_losses=parts[0].only_losses,
         )

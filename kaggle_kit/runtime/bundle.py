@@ -61,19 +61,21 @@ class Change:
     Attributes:
         rows: Images compared.
         decisions: Decisions compared: a head's of an image.
-        decisions_changed: How many of them differ.
+        decisions_changed: How many of them differ; a multi-label head's in any class.
         max_abs_diff: Largest difference of a probability.
-        score_before: The metric without the change.
+        score_before: The metric without the change; NaN where it has no value on these images.
         score_after: With it.
-        interval: 95 % of resamples of the images gain between these two; below 0 is a loss, whatever the metric.
+        gain: By how much it is better with the change, whatever the metric; below 0 is a loss.
+        interval: 95 % of resamples of the images gain between these two.
     """
 
     rows: int
     decisions: int
-    decisions_changed: float
+    decisions_changed: int
     max_abs_diff: float
     score_before: float
     score_after: float
+    gain: float
     interval: tuple[float, float]
 
     @property
@@ -93,7 +95,7 @@ class Member:
         score: Of its checkpoint, on its validation fold; where it was trained on everything, the out-of-fold score of
             the cross-validation whose settings it took.
         score_of: Which of the two that is.
-        config_hash: Of the settings it was trained with.
+        config_hash: Of the settings it was trained with; of a model from elsewhere the SHA-256 of what it was made of.
         parity: Against torch in full precision, measured at export, before `precision` is lowered; of a model from
             elsewhere against the out-of-fold predictions that came with it.
         run_id: What the ledger knows the run by.
@@ -105,7 +107,9 @@ class Member:
         derived_from: The auxiliary head that probabilities are summed from; empty: the heads' own.
         stored: What is changed by all this against the run's stored out-of-fold predictions, which may have been made
             in half precision; None where it has none of its own.
-        lowered: What the lower precision changes; None in full precision.
+        lowered: What the lower precision changes, on images of its fold, or for a training on everything on images it
+            has learned; None in full precision.
+        kept: What a lower precision leaves in full precision.
         no_tensorrt: What TensorRT's parser would refuse in its graph; empty: nothing.
         seconds: An image took at export, on the bundle's `seconds_on`.
     """
@@ -126,6 +130,7 @@ class Member:
     derived_from: str = ""
     stored: Change | None = None
     lowered: Change | None = None
+    kept: str = ""
     no_tensorrt: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -137,11 +142,13 @@ class Fused:
     Attributes:
         file: Its .onnx file.
         parity: Against the blend of the separate members.
+        no_tensorrt: What TensorRT's parser would refuse in it; empty: nothing.
         seconds: An image took at export.
     """
 
     file: str
     parity: Parity
+    no_tensorrt: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
@@ -329,6 +336,8 @@ def _misfits(blend: Blend, num_runs: int, task: Task, head: str) -> Iterator[str
         for name in blend.runs[:num_runs]:
             if len(shapes.get(name, ())) != 2 or shapes[name][0] != classes:
                 yield f"head {head!r} has no quantiles of {classes} classes for run {name!r}"
+    if rule and bool(rule.thresholds) != (head in task.multilabel_heads) and rule.rule != "argmax":
+        yield f"head {head!r} is {task.heads[head].kind} and has a rule {rule.rule!r}, which is for others"
     values = (rule.log_bias or rule.thresholds) if rule else ()
     if len(values) not in (0, classes):
         yield f"head {head!r} has a rule of {len(values)} values, expected {classes}"
