@@ -212,7 +212,8 @@ def exported(run: Run, oof: Predictions) -> list[Exported]:
     for fold in run.folds:
         parity = Parity(rows=0, max_abs_diff=0.0, decisions_changed=0)
         member = Member(file="", run=run.name, fold=fold, score=0.5, config_hash="", parity=parity)
-        members.append(Exported(member=member, said=oof.align(folds.ids[folds.fold == max(fold, 0)])))
+        said = oof.align(folds.ids[folds.fold == max(fold, 0)])
+        members.append(Exported(member=member, said=said, plainly=said))
     return members
 
 

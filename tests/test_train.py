@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from kaggle_kit.blending import fit_blend
 from kaggle_kit.ensemble import equal_blend
-from kaggle_kit.errors import BundleError, CheckpointError, DataError, KitError, SettingError
+from kaggle_kit.errors import CheckpointError, DataError, KitError, RefusedError, SettingError
 from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
@@ -253,7 +253,7 @@ def test_the_best_epoch_of_a_metric_of_which_less_is_better_is_the_lowest(wide: 
     oof = run.oof()
     turned = {head: probs[:, ::-1].copy() for head, probs in oof.probs.items()}
     Predictions(ids=oof.ids, probs=turned).save(run.oof_file)
-    with pytest.raises(BundleError, match=r"the exported blend decides .* and scores"):
+    with pytest.raises(RefusedError, match=r"run 'run', compared with its oof.npz, is not shipped: .*train again"):
         write_bundle([run], equal_blend([run.name]), tmp_path / "other")
 
 

@@ -232,7 +232,9 @@ def test_a_rule_of_another_kind_of_head_is_refused(bundle: Bundle) -> None:
     decision = Decision(heads={"root": HeadRule.halves(3)})
     last = dataclasses.replace(bundle.blend.whole, decision=decision)
     blend = dataclasses.replace(bundle.blend, prefixes=(bundle.blend.prefixes[0], last))
-    wrong = r"rule of head 'root' for the first 2 run\(s\) gives classes of shape \(20, 3\); expected \(20,\), as of a"
+    wrong = (
+        r"the first 2 run\(s\) does not fit: head 'root' is multiclass and has a rule 'thresholds', which is for others"
+    )
     with pytest.raises(BundleError, match=wrong):
         verify(sign(dataclasses.replace(bundle, blend=blend)))
 
