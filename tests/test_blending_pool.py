@@ -508,3 +508,14 @@ class TestPool:
     def test_runs_that_it_has_not_are_refused(self, names: list[str]) -> None:
         with pytest.raises(SettingError, match=r"were asked for; the pool has \['r0', 'r1'\]: name some of them"):
             join(known()).of(names)
+
+
+def test_images_that_training_left_out_as_broken_are_left_out_of_the_pool_too(tmp_path: Path) -> None:
+    data = write_labels(tmp_path / "data")
+    folds = make_folds(read_labels(make_task(), data), num_folds=3)
+    kept = np.arange(len(folds.ids)) != 5
+    without = dataclasses.replace(folds, ids=folds.ids[kept], fold=folds.fold[kept], unseen=folds.unseen[kept])
+    runs = [make_run(tmp_path / name, data, folds=without, seed=seed) for seed, name in enumerate("ab")]
+    pool = make_pool(runs)
+    assert sorted(pool.ids) == sorted(without.ids)
+    assert "1 labelled image(s) are in no fold of run 'a', broken ones as a rule" in pool.notes

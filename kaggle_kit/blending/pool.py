@@ -120,6 +120,10 @@ def make_pool(runs: Sequence[Run], *, common_only: bool = False) -> Pool:
         for name in members:  # one by one, so that no more than one run is held twice
             members[name] = members[name].align(ids)
             bar.update()
+    known = np.isin(labels.ids, folds.ids)  # broken images take no part in a training, nor in its folds
+    labels, left_out = labels.align(labels.ids[known]), int((~known).sum())
+    if left_out:
+        notes.append(f"{left_out:,} labelled image(s) are in no fold of run {first.name!r}, broken ones as a rule")
     rows = folds.rows(labels.ids)
     pool = join_predictions(
         task,
