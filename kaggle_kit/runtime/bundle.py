@@ -112,6 +112,8 @@ class Member:
         kept: What a lower precision leaves in full precision.
         no_tensorrt: What TensorRT's parser would refuse in its graph; empty: nothing.
         seconds: An image took at export, on the bundle's `seconds_on`.
+        plain: Its network without the views of `tta`, as an .onnx file of its own, for when there is no time for them;
+            empty: there is none.
     """
 
     file: str
@@ -133,6 +135,7 @@ class Member:
     kept: str = ""
     no_tensorrt: tuple[str, ...] = ()
     seconds: float = 0.0
+    plain: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
