@@ -80,8 +80,8 @@ LAYERS = (
         "task",
     ),
 )
-KERNEL_SIDE = {"numpy", "pyarrow", "cv2", "yaml", "onnxruntime"}
-HEAVY = {"pyarrow", "cv2", "yaml", "onnxruntime"}
+KERNEL_SIDE = {"numpy", "pyarrow", "cv2", "yaml", "onnxruntime", "openvino"}
+HEAVY = {"pyarrow", "cv2", "yaml", "onnxruntime", "openvino"}
 BLOCKED = (
     "torch",
     "torchvision",
@@ -183,7 +183,7 @@ import sys
 for name in {BLOCKED!r}:
     sys.modules[name] = None  # importing it now raises ImportError
 from pathlib import Path
-from kaggle_kit.runtime.predictor import predict_submission
+from kaggle_kit.runtime.submitting import predict_submission
 hidden, folder = Path({str(toy.hidden)!r}), Path({str(tmp_path)!r})
 predict_submission(Path({str(bundle_folder)!r}), hidden, folder / "s.csv")
 for kind in {kinds!r}:

@@ -1,27 +1,34 @@
-"""Sessions that run a member: TensorRT where its engines fit, CUDA where it really works, else the CPU; said aloud."""
+"""Sessions that run a member: TensorRT where its engines fit, CUDA where it really works, else the CPU; said aloud.
+
+OpenVINO, for CPUs, runs where it is asked for.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from kaggle_kit.errors import BundleError, brief
+from kaggle_kit.machine import num_cores
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Probs
-from kaggle_kit.runtime import tensorrt
+from kaggle_kit.runtime import openvino, tensorrt
 from kaggle_kit.runtime.bundle import file_sha256
 from kaggle_kit.runtime.engines import Engines, Shape, engine_key, stale_reason
+from kaggle_kit.runtime.openvino import OpenVinoSession
 from kaggle_kit.runtime.tensorrt import Say
 
-Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt", "openvino"]
 
 INPUT = tensorrt.INPUT
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+CPUS = frozenset({CPU, openvino.PROVIDER})
 
 
 class OnnxSession:
@@ -59,6 +66,10 @@ class OnnxSession:
         """
         self._batch: int | None = None
         self.passed_over: tuple[str, ...] = ()
+        if device == "openvino":
+            self._session: Any = OpenVinoSession(path)
+            self.outputs: list[str] = [output.name for output in self._session.get_outputs()]
+            return
         if device == "tensorrt" or (device == "auto" and engines is not None):
             try:
                 self._session, self._batch = _start_tensorrt(
@@ -73,7 +84,7 @@ class OnnxSession:
             self.passed_over += _passed_over(self._session, device, engines)
             if device == "cuda" and self.passed_over:
                 raise BundleError(f"{path}: {self.passed_over[-1]}")
-        self.outputs: list[str] = [output.name for output in self._session.get_outputs()]
+        self.outputs = [output.name for output in self._session.get_outputs()]
 
     @property
     def provider(self) -> str:
@@ -105,6 +116,8 @@ def describe_session(session: OnnxSession) -> str:
     """Return one line on what runs, and why nothing faster does."""
     import onnxruntime as ort
 
+    if session.provider == openvino.PROVIDER:
+        return f"running on the CPU by OpenVINO {version('openvino')}, in fp32 where the graph has no int8"
     where = "the CPU" if session.provider == CPU else session.provider
     line = f"running on {where} (onnxruntime {ort.__version__})"
     return f"{line}: {'; '.join(session.passed_over)}" if session.passed_over else line
@@ -116,6 +129,7 @@ def _start(path: Path, device: Device, device_id: int) -> Any:
 
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only: what is passed over is said by `describe_session`
+    options.intra_op_num_threads = num_cores()  # its own count knows nothing of a container's share
     providers: list[Any] = [CPU]
     if device != "cpu" and CUDA in ort.get_available_providers():
         ort.preload_dlls()  # finds CUDA and cuDNN in the pip packages that torch brought
