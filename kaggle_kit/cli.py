@@ -256,6 +256,35 @@ def _add_kernel(add: Adder) -> None:
         action="store_true",
         help="correct for the test's class shares, even where the bundle does not ask for it; see blend --help",
     )
+    predict.add_argument(
+        "--time-limit",
+        type=_seconds,
+        metavar="2h",
+        help="like 90s, 30m or 2h: when the submission must be there. Where that is short, last runs, then views are "
+        "left out for some images, and what that costs is said (default: in a Kaggle kernel the task's own limit less "
+        "5 %%, else none)",
+    )
+    predict.add_argument(
+        "--batch", type=_count, metavar="N", help="images at once (default: 64 on a CPU, 256 on a GPU)"
+    )
+    _add_device(predict)
+
+    bench = add(
+        "bench",
+        commands.bench,
+        "measure a bundle on this machine: each graph, the bare sessions, the whole way",
+        "kaggle-kit bench ./bundle ./digits/data\n"
+        "  kaggle-kit bench ./bundle ./digits/data --costs costs.json\n"
+        "  kaggle-kit blend runs/a runs/b --out blend.json --budget 2 --images 200000 --costs costs.json",
+    )
+    bench.add_argument("bundle", type=Path, metavar="BUNDLE", help="made by `kaggle-kit bundle`")
+    bench.add_argument("data", type=Path, metavar="DATA", help=DATA_HELP)
+    bench.add_argument("--costs", type=Path, metavar="FILE", help="write what runs take, JSON, to plan with at home")
+    bench.add_argument("--images", type=_count, default=512, metavar="N", help="at most (default: %(default)s)")
+    bench.add_argument(
+        "--batches", type=_count, nargs="+", default=[16, 64, 256], metavar="N", help="default: 16 64 256"
+    )
+    _add_device(bench)
 
     score = add(
         "score",
@@ -292,6 +321,24 @@ def _add_kernel(add: Adder) -> None:
     )
     rehearse.add_argument("--time-limit", type=_seconds, metavar="2h", help="like 90s, 30m or 2h; default: the task's")
     rehearse.add_argument("--memory", type=_gigabytes, metavar="GB", help="default: the task's")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda", "tensorrt", "openvino"),
+        default="auto",
+        help="auto: TensorRT where --engines fit, else CUDA where it works, else the CPU; any other, or an error "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--engines", type=Path, metavar="DIR", help="TensorRT engines, from kernels/build_engine")
+
+
+def _count(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; give a whole number above 0")
+    return number
 
 
 def _tagged(text: str) -> tuple[str, str, Path]:

@@ -235,7 +235,7 @@ def _shares(values: Iterable[float]) -> str:
 def predict(options: argparse.Namespace) -> tuple[Result, int]:
     """Write a submission with a bundle."""
     from kaggle_kit.files import check_output_file
-    from kaggle_kit.runtime.predictor import predict_submission
+    from kaggle_kit.runtime.submitting import predict_submission
 
     check_output_file(options.out, ".csv", outside=options.data)
     if options.probs:
@@ -246,6 +246,10 @@ def predict(options: argparse.Namespace) -> tuple[Result, int]:
         options.out,
         num_runs=options.runs,
         prior_shift=True if options.prior_shift else None,
+        engines=options.engines,
+        device=options.device,
+        batch=options.batch,
+        time_limit_s=options.time_limit,
     )
     if options.probs:
         predicted.predictions.save(options.probs)
@@ -256,6 +260,28 @@ def predict(options: argparse.Namespace) -> tuple[Result, int]:
         "images": len(predicted.predictions),
         "broken": predicted.broken,
     }, DONE
+
+
+def bench(options: argparse.Namespace) -> tuple[Result, int]:
+    """Measure a bundle on this machine."""
+    from kaggle_kit.files import check_output_file
+    from kaggle_kit.runtime.bench import bench_bundle, format_bench, save_costs
+
+    if options.costs:
+        check_output_file(options.costs, ".json", outside=options.data)
+    result = bench_bundle(
+        options.bundle,
+        options.data,
+        device=options.device,
+        engines=options.engines,
+        num_images=options.images,
+        batches=options.batches,
+    )
+    print("\n".join(format_bench(result)))
+    if options.costs:
+        save_costs(result, options.costs)
+        print(f"{options.costs}: for `kaggle-kit blend --costs`")
+    return dataclasses.asdict(result), DONE
 
 
 def score(options: argparse.Namespace) -> tuple[Result, int]:

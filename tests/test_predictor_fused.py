@@ -23,7 +23,8 @@ from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import FUSED, GOLDEN, Bundle, Golden, load_golden, save_golden
 from kaggle_kit.runtime.engines import EngineKey, Engines, query_gpus, write_engines
 from kaggle_kit.runtime.golden import Distance, furthest_blend
-from kaggle_kit.runtime.predictor import Predictor, predict_submission
+from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.runtime.submitting import predict_submission
 from kaggle_kit.sources import open_source
 from kaggle_kit.submission import expected_rows, read_submission, validate_submission
 
@@ -122,7 +123,7 @@ def test_both_ways_give_the_same_submission_broken_images_and_all(
 ) -> None:
     source = open_source(toy.task, "test", toy.hidden)
     chunks = [dataclasses.replace(chunk, broken={"Test_1": "cut"}) for chunk in source.chunks()]
-    monkeypatch.setattr(type(source), "chunks", lambda _source: iter(chunks))
+    monkeypatch.setattr(type(source), "chunks", lambda _source, **_rows: iter(chunks))
     answers = []
     for fused in (True, False):
         out = tmp_path / f"{fused}.csv"

@@ -21,8 +21,10 @@ from kaggle_kit.runs import Run
 from kaggle_kit.runtime import graphs, mounts
 from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import open_bundle
-from kaggle_kit.runtime.predictor import Predictor, predict_submission
+from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.runtime.submitting import predict_submission
 from kaggle_kit.sources import Chunk, open_source
+from kaggle_kit.sources.wide_parquet import WideParquetSource
 from kaggle_kit.submission import expected_rows, read_submission, validate_submission
 
 
@@ -350,16 +352,14 @@ class TestMixes:
         predictor = Predictor(with_blend(folder, tmp_path / "bundle", random_blend_of(mixed, kind)), say=quiet)
         source = open_source(toy.task, "test", toy.hidden)
 
-        class Damaged:
-            def chunks(self) -> Iterator[Chunk]:
-                for chunk in source.chunks():
+        class Damaged(WideParquetSource):
+            def chunks(self, **options) -> Iterator[Chunk]:
+                for chunk in super().chunks(**options):
                     broken = {name: "cut short" for name in ("Test_1", "Test_8") if name in chunk.ids}
                     yield dataclasses.replace(chunk, broken=broken)
 
-            def __len__(self) -> int:
-                return len(source)
-
-        predicted, whole = predictor.predict(Damaged()), predictor.predict(source)  # type: ignore[arg-type]
+        damaged = Damaged(source.files(), images=toy.task.images, stored=toy.task.stored)
+        predicted, whole = predictor.predict(damaged), predictor.predict(source)
         assert set(predicted.broken) == {"Test_1", "Test_8"}
         for head, priors in predictor.bundle.priors.items():
             probs = predicted.predictions.probs[head]

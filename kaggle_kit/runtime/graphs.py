@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ from kaggle_kit.ensemble import Blend, blend_probs, mean_probs
 from kaggle_kit.errors import BundleError, SettingError
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Probs
-from kaggle_kit.runtime.backends import OnnxSession, describe_session
+from kaggle_kit.runtime.backends import Device, OnnxSession, describe_session
 from kaggle_kit.runtime.bundle import Bundle, Golden
 from kaggle_kit.runtime.engines import read_engines
 from kaggle_kit.runtime.golden import Distance, furthest_blend, furthest_run
@@ -19,18 +20,36 @@ Load = Callable[[Path], OnnxSession]
 
 
 class Loader:
-    """Opens graphs on the fastest that works here, and keeps to the time that builds may take."""
+    """Opens graphs on the fastest that works here, each once, and keeps to the time that builds may take.
 
-    def __init__(self, engines: Path | None, *, build_s: float | None, say: Callable[[str], object]) -> None:
+    Attributes:
+        device: What was asked for.
+        device_id: Which GPU.
+    """
+
+    def __init__(
+        self,
+        engines: Path | None,
+        *,
+        build_s: float | None,
+        say: Callable[[str], object],
+        device: Device = "auto",
+        device_id: int = 0,
+    ) -> None:
         """Read the engines that are there; those that cannot be used are passed over, aloud.
 
         Args:
             engines: A folder of TensorRT engines, from `kernels/build_engine`; None: none.
             build_s: Seconds that may be spent on engines that do not fit, all together; None or 0: none is built.
             say: Where lines on engines go.
+            device: As of `OnnxSession`.
+            device_id: Which GPU.
         """
+        self.device = device
+        self.device_id = device_id
         self._say = say
         self._deadline = time.monotonic() + build_s if build_s else None
+        self._open: dict[Path, OnnxSession] = {}
         try:
             self._engines = None if engines is None else read_engines(engines)
         except BundleError as error:
@@ -38,9 +57,19 @@ class Loader:
             say(f"WARNING engines are passed over: {error}")
 
     def __call__(self, path: Path) -> OnnxSession:
-        """Open a graph."""
-        left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
-        return OnnxSession(path, engines=self._engines, build_s=left, say=self._say)
+        """Open a graph, or return it where it is open."""
+        if path not in self._open:
+            left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
+            self._open[path] = OnnxSession(
+                path, device=self.device, engines=self._engines, build_s=left, device_id=self.device_id, say=self._say
+            )
+        return self._open[path]
+
+    def elsewhere(self, *, device: Device | None = None, device_id: int = 0) -> Loader:
+        """Return one that opens graphs on another device."""
+        other = copy.copy(self)
+        other.device, other.device_id, other._open = device or self.device, device_id, {}
+        return other
 
 
 def describe_sessions(sessions: Iterable[OnnxSession]) -> list[str]:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kaggle_kit.errors import DataError, some_of
-from kaggle_kit.runtime.bundle import MANIFEST, bundle_files
+from kaggle_kit.runtime.bundle import GOLDEN, MANIFEST, bundle_files
 from kaggle_kit.runtime.engines import ENGINES
 
 ROOT_VARIABLE = "KAGGLE_KIT_ROOT"  # a rehearsal's stand-in for /kaggle
 RERUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"  # set in the hidden rerun alone
+RUN_TYPE_VARIABLE = "KAGGLE_KERNEL_RUN_TYPE"  # Interactive or Batch
 FOLDERS = ("competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*/*/*/*", "*")
 
 
@@ -31,6 +32,11 @@ def in_rerun() -> bool:
     return bool(os.environ.get(RERUN_VARIABLE))
 
 
+def in_kernel() -> bool:
+    """Return whether this is a Kaggle kernel that runs as a whole, hidden rerun or not: a batch session."""
+    return in_rerun() or os.environ.get(RUN_TYPE_VARIABLE) == "Batch"
+
+
 def find_competition(file_name: str) -> Path:
     """Return the competition's data folder, known by a file it holds, such as its sample submission.
 
@@ -41,12 +47,15 @@ def find_competition(file_name: str) -> Path:
 
 
 def find_bundle() -> Path:
-    """Return the attached folder that holds a bundle.
+    """Return the attached folder that holds a bundle; where none is whole, the one that looks like a bundle.
 
     Raises:
         DataError: When none does, or several do.
     """
-    return _find(MANIFEST, lambda folder: bool(bundle_files(folder)))
+    found = _search(MANIFEST, lambda folder: bool(bundle_files(folder)))
+    if found is None:  # opening it says what is wrong with it
+        found = _search(MANIFEST, lambda folder: (folder / GOLDEN).is_file())
+    return found or _find(MANIFEST, lambda _folder: False)
 
 
 def find_engines() -> Path | None:

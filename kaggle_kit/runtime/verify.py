@@ -27,7 +27,8 @@ from kaggle_kit.runtime.golden import (
     pixel_difference,
     read_golden,
 )
-from kaggle_kit.runtime.predictor import BATCH, print_line
+from kaggle_kit.runtime.predictor import BATCH
+from kaggle_kit.runtime.progress import print_line
 from kaggle_kit.task import Task
 
 GRAPHS = ".onnx"

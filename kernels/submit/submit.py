@@ -7,8 +7,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+STARTED = time.monotonic()  # the time limit counts from here
 ROOT = Path(os.environ.get("KAGGLE_KIT_ROOT", "/kaggle"))
 
 
@@ -24,7 +26,7 @@ install = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-dep
 from kaggle_kit.errors import KitError  # noqa: E402
 from kaggle_kit.runtime.bundle import open_bundle  # noqa: E402
 from kaggle_kit.runtime.mounts import find_bundle, find_competition, find_engines  # noqa: E402
-from kaggle_kit.runtime.predictor import predict_submission  # noqa: E402
+from kaggle_kit.runtime.supervise import submit  # noqa: E402
 
 print("kaggle_kit from", wheels[0], flush=True)
 if importlib.util.find_spec("onnxruntime") is None:  # Kaggle's image has none
@@ -39,6 +41,5 @@ except KitError as error:  # a submission does without them
 for wheel in attached("tensorrt_cu12_libs-10.*.whl")[:1] if engines else ():
     print(wheel, "pip ends with", subprocess.run([*install, wheel], check=False).returncode, sep=": ", flush=True)
 
-bundle = find_bundle()
-data = find_competition(open_bundle(bundle).task.submission.file)
-predict_submission(bundle, data, ROOT / "working" / "submission.csv", engines=engines)
+data = find_competition(open_bundle(bundle := find_bundle()).task.submission.file)
+sys.exit(submit(bundle, data, ROOT / "working" / "submission.csv", engines=engines, started=STARTED))

@@ -1,0 +1,207 @@
+"""One submission, from a bundle and a competition's folder, within the time there is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kaggle_kit.errors import some_of
+from kaggle_kit.metrics import PROBABILITY_METRICS
+from kaggle_kit.runtime.answers import Answers, Predicted
+from kaggle_kit.runtime.backends import Device
+from kaggle_kit.runtime.budget import MARGIN
+from kaggle_kit.runtime.bundle import MANIFEST, Bundle, file_sha256, open_bundle
+from kaggle_kit.runtime.mounts import in_kernel, in_rerun
+from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.runtime.progress import print_line
+from kaggle_kit.runtime.report import Stages, describe_broken, describe_drops, write_report
+from kaggle_kit.runtime.results import Batch, Results
+from kaggle_kit.sources import Source, check_ids, open_source
+from kaggle_kit.submission import expected_images, expected_rows, writes_probs
+from kaggle_kit.tables import Text
+from kaggle_kit.task import Task
+
+Say = Callable[[str], object]
+
+RESERVE_SHARE = 0.02  # of the time limit, beside what writing was seen to take: disks and clocks are not even
+WRITES = 3  # times what the submission of priors took: the real one is decided, written and read again
+MOST_RESERVED = 0.09  # of the time limit
+FILES_LOOKED_AT = 100
+
+
+def predict_submission(
+    folder: Path,
+    data: Path,
+    out: Path,
+    *,
+    num_runs: int | None = None,
+    prior_shift: bool | None = None,
+    fused: bool | None = None,
+    engines: Path | None = None,
+    build_s: float | None = None,
+    device: Device = "auto",
+    batch: int | None = None,
+    time_limit_s: float | None = None,
+    started: float | None = None,
+    say: Say = print_line,
+) -> Predicted:
+    """Write the submission of a bundle for a competition's test images, and check it.
+
+    A process that is killed leaves what it has finished beside `out`; the same call goes on with it.
+
+    Args:
+        folder: The bundle.
+        data: The competition's data folder.
+        out: The CSV file to write; it appears whole or not at all. A report lies beside it afterwards, as .report.json.
+        num_runs: How many runs of the running order are used, with what was fitted for just these; None: all.
+        prior_shift: Whether probabilities are corrected for the test's class shares; None: as the bundle says.
+        fused: Whether the bundle's fused graph is run; None: where it can be.
+        engines: A folder of TensorRT engines; in a kernel, what `find_engines` finds.
+        build_s: Seconds that may be spent on building such engines again; None: a twentieth of the task's time limit;
+            0: those that do not fit are passed over.
+        device: What runs it; `auto`: the fastest that works.
+        batch: Images computed at once; None: see `Predictor`.
+        time_limit_s: Seconds after `started` when all is written; where they are short, fewer runs speak for the
+            images, and a submission of class priors is there at once. None: in a Kaggle kernel the task's own limit
+            less 5 %, else as long as it takes.
+        started: When the time began, by `time.monotonic`; None: now.
+        say: Where progress lines go.
+
+    Raises:
+        KitError: For anything wrong with bundle or data, before any time is spent where possible.
+    """
+    stages = Stages(started)
+    bundle = open_bundle(folder)
+    task = bundle.task
+    if time_limit_s is None:
+        time_limit_s = 3600 * task.limits.hours * (1 - MARGIN) if in_kernel() else math.inf
+    rows, source, absent = _open_test(task, data, say=say)
+    stages.finish("open")
+    blend = bundle.blend if num_runs is None else bundle.blend.first(num_runs)
+    if math.isfinite(time_limit_s):
+        Answers(bundle, blend, prior_shift=prior_shift, say=say).write_priors(out, rows=rows)
+        say(f"{out}: a submission of class priors is there, should all else fail")
+    reserve_s = _reserve_s(time_limit_s, stages.finish("write priors"))
+    predictor = Predictor(
+        bundle,
+        num_runs=num_runs,
+        prior_shift=prior_shift,
+        fused=fused,
+        engines=engines,
+        build_s=build_s,
+        device=device,
+        batch=batch,
+        say=say,
+    )
+    stages.finish("load and check")
+    key = results_key(bundle, source, num_runs=num_runs, fused=fused)
+    results = _make_results(predictor, np.concatenate([source.ids, absent]), parts_folder(out), key, say=say)
+    with results:
+        if results.batches:
+            say(f"going on: {results.num_rows - sum(map(len, results.missing())):,} images are finished already")
+        elif len(absent):
+            rows_absent = range(len(source), results.num_rows)
+            reasons = dict.fromkeys(absent.tolist(), "the test files do not hold it")
+            results.put(Batch(rows=rows_absent, num_runs=0, broken=reasons), predictor.answers.priors(len(absent)))
+        predicted = predictor.predict(source, end=stages.started + time_limit_s - reserve_s, results=results)
+        stages.finish("predict")
+        for line in (*describe_broken(predicted), *describe_drops(predictor.blend, predicted, task)):
+            say(line)
+        predictor.write(out, predicted, rows=rows)
+        stages.finish("write")
+        results.remove()
+    say(f"{out}: {len(rows):,} rows, {stages.elapsed_s:,.0f} s in all")
+    write_report(out, predictor, predicted, stages=stages, time_limit_s=time_limit_s)
+    return predicted
+
+
+def finish_submission(folder: Path, data: Path, out: Path, *, say: Say = print_line) -> None:
+    """Write the submission of whatever a process left that cannot go on: class priors for all that is not finished.
+
+    Args:
+        folder: The bundle.
+        data: The competition's data folder.
+        out: The CSV file to write.
+        say: Where lines go.
+
+    Raises:
+        KitError: When bundle or sample submission cannot be read.
+    """
+    bundle = open_bundle(folder)
+    rows = expected_rows(bundle.task, data)
+    answers = Answers(bundle, bundle.blend, prior_shift=None, say=say)
+    results = Results.left_in(parts_folder(out))
+    wanted = expected_images(bundle.task, rows)
+    if results is None or not np.isin(wanted, results.ids).all():
+        answers.write_priors(out, rows=rows)
+        say(f"WARNING {out}: {len(rows):,} rows, all of class priors")
+        return
+    with results:
+        predicted = answers.collect(results)
+        answers.write(out, predicted, rows=rows)
+        lacking = int((results.num_runs() == 0).sum())
+        say(f"WARNING {out}: {len(rows):,} rows; {lacking:,} of {len(results.ids):,} images have the class priors")
+        results.remove()
+
+
+def parts_folder(out: Path) -> Path:
+    """Return where finished probabilities are kept until the submission is written."""
+    return out.with_name(f".{out.name}.parts")
+
+
+def results_key(bundle: Bundle, source: Source, *, num_runs: int | None, fused: bool | None) -> str:
+    """Return what results belong to: the bundle's and the test files' versions, and what is asked of them."""
+    files = source.files()
+    told = [_version_of(path) for path in files[:FILES_LOOKED_AT]]  # of hundreds of thousands on a mount, some must do
+    return hashlib.sha256(
+        json.dumps([file_sha256(bundle.folder / MANIFEST), len(files), told, num_runs, fused]).encode()
+    ).hexdigest()
+
+
+def _version_of(path: Path) -> tuple[str, int, int]:
+    try:
+        known = path.stat()
+    except OSError:  # a broken image
+        return str(path), 0, 0
+    return str(path), known.st_size, known.st_mtime_ns
+
+
+def _open_test(task: Task, data: Path, *, say: Say) -> tuple[Text, Source, Text]:
+    """Return the rows asked for, the test images, and the ids asked for that these lack: none but in the rerun."""
+    rows = expected_rows(task, data)
+    if task.metric in PROBABILITY_METRICS and not writes_probs(task):
+        say(
+            f"WARNING metric {task.metric} scores probabilities, and a submission of form {task.submission.form} holds "
+            "decided classes; if the competition takes probabilities, set `submission.form` to column_per_class"
+        )
+    if not len(rows):
+        say(f"WARNING {data / task.submission.file} asks for no rows at all; the submission will have none")
+    wanted = expected_images(task, rows)
+    source = open_source(task, "test", data, on_broken="blank")
+    absent = wanted[~np.isin(wanted, source.ids)]
+    if len(absent) and in_rerun():
+        say(f"WARNING the test files lack {len(absent):,} of {len(wanted):,} images: {some_of(absent)}")
+    else:
+        check_ids(source, wanted, where=str(data / task.submission.file))
+    return rows, source, absent
+
+
+def _reserve_s(time_limit_s: float, write_s: float) -> float:
+    """Return how long before the limit the last image must be finished."""
+    if not math.isfinite(time_limit_s):
+        return 0.0
+    return min(RESERVE_SHARE * time_limit_s + WRITES * write_s + 0.5, MOST_RESERVED * time_limit_s)
+
+
+def _make_results(predictor: Predictor, ids: Text, folder: Path, key: str, *, say: Say) -> Results:
+    """Return results that outlive this process, or where the disk does not take them, in memory."""
+    try:
+        return predictor.make_results(ids, folder=folder, key=key)
+    except OSError as error:
+        say(f"WARNING nothing is kept should this process be killed: {error.strerror or error}: {folder}")
+        return predictor.make_results(ids)
