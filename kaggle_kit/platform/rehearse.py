@@ -48,7 +48,7 @@ class Rehearsal:
         answer: In Kaggle's words.
         detail: Why, where the answer is a failure.
         seconds: Run time of the kernel here.
-        peak_memory_gb: Highest resident memory of the kernel's main process here; 0 where the system does not tell.
+        peak_memory_gb: Highest resident memory of all the kernel's processes here; 0 where the system does not tell.
         isolation: How the network was taken away.
         read_only: Whether writing to the inputs was impossible.
         warnings: What the rehearsal cannot show but Kaggle would stumble over.
@@ -323,7 +323,7 @@ def _watch(
     with log.open("r", encoding="utf-8", errors="replace") as lines:
         while child.poll() is None:
             time.sleep(POLL_S)
-            peak = max(peak, _peak_memory_gb(child.pid))
+            peak = max(peak, _memory_gb(child.pid))
             if not killed_for and time.monotonic() - started > time_limit_s:
                 killed_for = "time"
             elif not killed_for and peak > memory_gb:
@@ -345,14 +345,17 @@ def _kill_group(child: subprocess.Popen[bytes]) -> None:
         child.kill()
 
 
-def _peak_memory_gb(pid: int) -> float:
-    """Return the highest resident memory so far, from /proc; 0 where there is none."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0.0
-    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return kilobytes[0] / (1 << 20) if kilobytes else 0.0
+def _memory_gb(session: int) -> float:
+    """Return the resident memory of all processes of a session, from /proc; 0 where there is none."""
+    pages = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[3]) == session:
+            pages += int(fields[21])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 30) if pages else 0.0
 
 
 def _kaggle_answer(task: Task, outcome: _Outcome, log: Path, submission: Path, competition: Path) -> tuple[Answer, str]:
