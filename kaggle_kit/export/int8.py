@@ -20,6 +20,7 @@ ROWS_AT_ONCE = 8
 _BETWEEN = frozenset({"Add", "Mul", "Sigmoid", "GlobalAveragePool"})
 _POOLS = frozenset({"MaxPool", "AveragePool"})
 _QUANTIZED = LAYERS | _BETWEEN | _POOLS | {"Relu", "Clip"}
+_SHORT_FLOATS = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 _OF_MAPS = _BETWEEN | _POOLS | {"Relu", "Clip", "HardSigmoid", "ReduceMean"}
 
 
@@ -31,9 +32,10 @@ def int8_candidates(model: onnx.ModelProto, images: Image) -> Iterator[Candidate
         images: (n, H, W, C) uint8 real ones, at least one, whose activations set the scales.
 
     Raises:
-        ExportError: When it holds an operator or is of a size that cannot be converted, or the disk is full.
+        ExportError: When it holds an operator or weights or is of a size that cannot be converted, or the disk is full.
     """
     plain = prepare(model)
+    _check_weights(plain)
     parts = find_parts(plain)
     kept, excluded = "", _between_others(plain)
     steps = (
@@ -51,6 +53,18 @@ def int8_candidates(model: onnx.ModelProto, images: Image) -> Iterator[Candidate
         before, made = quantized, _quantize(plain, images, excluded)
         rest = tuple(sorted(node.name for node in plain.graph.node if node.name not in quantized))
         yield Candidate(model=made, emulated=made, fp32_nodes=rest, kept=kept)
+
+
+def _check_weights(model: onnx.ModelProto) -> None:
+    """Refuse layers whose weights have 16 bits: ONNX Runtime makes graphs of them that it does not load itself."""
+    read = {name for node in model.graph.node if node.op_type in LAYERS for name in node.input}
+    for tensor in model.graph.initializer:
+        if tensor.name in read and tensor.data_type in _SHORT_FLOATS:
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+            raise ExportError(
+                f"weights {tensor.name!r} are {kind}, and int8 is made of float32; export the model in float32 and "
+                "adopt that, or ship it as it is (--precision fp32)"
+            )
 
 
 class _Batches:

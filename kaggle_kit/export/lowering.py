@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,14 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from kaggle_kit.errors import ExportError, brief
+from kaggle_kit.export.candidate import Candidate
 from kaggle_kit.export.gate import check_change, refusal
 from kaggle_kit.export.half import half_candidates
 from kaggle_kit.export.int8 import int8_candidates
 from kaggle_kit.export.onnx import run_onnx, write_model
 from kaggle_kit.export.sampling import spread
 from kaggle_kit.export.variant import Variant
+from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Probs
-from kaggle_kit.runtime.bundle import Change
+from kaggle_kit.runtime.bundle import Change, Precision
 from kaggle_kit.sources import PackedSource
 
 CALIBRATION_IMAGES = 128  # show a lower precision what to expect; it is not judged on them
@@ -52,24 +55,45 @@ def lower_precision(
         measure: Returns the change of what a form says of all rows, on those of them that are marked.
 
     Raises:
-        ExportError: With the numbers of the most careful form, when none passes.
+        ExportError: With the numbers of the most careful form, when none passes; or when there is none that runs.
     """
     precision = variant.precision
     assert precision != "fp32"
     shown = _calibration_rows(source, rows)
     judged = ~np.isin(rows, shown)
-    limits, candidates = variant.limits(precision), half_candidates if precision == "fp16" else int8_candidates
-    change = None
-    for candidate in candidates(onnx.load(path), source.take(shown)):
-        said = run_onnx(candidate.emulated.SerializeToString(), source, rows)
+    limits, change = variant.limits(precision), None
+    for candidate in _candidates(path, source.take(shown), precision):
+        said = _ask(candidate.emulated, source, rows, what=f"{path.name} in {precision}")
         change = measure(said, judged)
         if not refusal(change, limits):
             write_model(candidate.model, path)
             return Lowered(change, candidate.kept, said)
-    assert change is not None
+    if change is None:
+        raise ExportError(
+            f"{path.name} has nothing that {precision} computes otherwise: no layer, sum or pool after what prepares "
+            "its pixels; ship fp32"
+        )
     repair = "ship fp32, or allow more with --max-changed and --max-drop"
     check_change(change, limits, what=f"{path.name} in {precision}", repair=repair)
     raise AssertionError("refused changes do not pass")
+
+
+def _candidates(path: Path, images: Image, precision: Precision) -> Iterator[Candidate]:
+    """Yield forms of a member in a lower precision; what cannot be converted is said with the file's name."""
+    make = half_candidates if precision == "fp16" else int8_candidates
+    try:
+        yield from make(onnx.load(path), images)
+    except ExportError as error:
+        raise ExportError(f"{path.name} in {precision}: {error}") from None
+
+
+def _ask(model: onnx.ModelProto, source: PackedSource, rows: npt.NDArray[np.int64], *, what: str) -> Probs:
+    try:
+        return run_onnx(model.SerializeToString(), source, rows)
+    except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no other base
+        raise ExportError(
+            f"{what} does not run here: {brief(error)}; ship fp32, or export the model in float32 and adopt that"
+        ) from None
 
 
 def _calibration_rows(source: PackedSource, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
