@@ -282,6 +282,29 @@ def test_a_model_that_no_runtime_here_has_is_refused(given: dict[str, Any], tmp_
         adopt_onnx({0: path, 1: path}, tmp_path / "run", **given | {"reading": Reading()})
 
 
+class Sequence3(nn.Module):
+    """Plain, but that each head says (batch, 1, classes), as of a sequence of one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {head: said[:, None] for head, said in zip(("root", "vowel"), self.inner(x), strict=True)}
+
+
+def test_a_module_of_another_shape_is_told_its_shape_alone(
+    given: dict[str, Any], modules: dict[int, nn.Module], tmp_path: Path
+) -> None:
+    message = (
+        r"^Sequence3 cannot be exported: the module returns \(any, 1, 3\) for head 'root', expected \(any, 3\): a row "
+        r"for each image, a column for each class; return such a tensor of logits or probabilities$"
+    )
+    with pytest.raises(ExportError, match=message):
+        adopt_modules({fold: Sequence3(one) for fold, one in modules.items()}, tmp_path / "run", **given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_that_go_together_are_adopted_too(tmp_path: Path) -> None:
     toy = many(make_wide(tmp_path / "toy"))
     source = pack_train(toy.task, toy.data, beside=tmp_path)

@@ -4,8 +4,9 @@ import contextlib
 import errno
 import resource
 import sys
+import types
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from kaggle_kit.train.model import Network, build_network
 
 SHAPE = (*SIZE, 1)
 ROWS = np.arange(7)
+CUDNN: Any = torch.backends.cudnn
 
 
 @dataclass
@@ -406,28 +408,53 @@ def test_an_export_that_does_not_repeat_its_network_is_refused(exported: tuple[E
         measure_parity(other, exported[1], SOURCE, ROWS)
 
 
+def switch_legacy(*, on: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+
+
+def switch_new(*, on: bool) -> None:
+    for place in (torch.backends.cuda.matmul, CUDNN.conv):
+        place.fp32_precision = "tf32" if on else "ieee"
+
+
+def precisions() -> list[str]:
+    return [place.fp32_precision for place in (torch.backends.cuda.matmul, CUDNN.conv)]
+
+
+@pytest.fixture
+def _tf32_as_it_was() -> Iterator[None]:
+    places = (torch.backends.cuda.matmul, CUDNN.conv)
+    before = precisions()
+    yield
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
+
+
+@pytest.mark.usefixtures("_tf32_as_it_was")
+@pytest.mark.parametrize("switch", [switch_legacy, switch_new])
 def test_rerunning_is_in_full_precision_and_leaves_all_as_it_was(
-    exported: tuple[ExportGraph, Path], monkeypatch: pytest.MonkeyPatch
+    exported: tuple[ExportGraph, Path], monkeypatch: pytest.MonkeyPatch, switch: Callable[..., None]
 ) -> None:
     graph = exported[0]
-    seen: list[tuple[bool, bool, int]] = []
+    seen: list[tuple[list[str], int]] = []
     forward = graph.forward
 
     def watch(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, len(image)))
+        seen.append((precisions(), len(image)))
         return forward(image)
 
     monkeypatch.setattr(graph, "forward", watch)
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    matmul.allow_tf32, before = True, cudnn.allow_tf32
-    try:
-        found = rerun(graph, SOURCE, ROWS)
-        assert seen == [(False, False, 7)]
-        assert matmul.allow_tf32 and cudnn.allow_tf32 == before
-    finally:
-        matmul.allow_tf32 = False
+    switch(on=True)
+    found = rerun(graph, SOURCE, ROWS)
+    assert seen == [(["ieee", "ieee"], 7)] and precisions() == ["tf32", "tf32"]
     assert next(graph.parameters()).device.type == "cpu" and not graph.training
     assert {probs.dtype for probs in found.values()} == {np.dtype(np.float32)}
+
+
+def test_tf32_is_switched_off_where_torch_has_the_old_switch_alone() -> None:
+    old = types.SimpleNamespace(allow_tf32=True)
+    assert exporting._tf32_switch(None, old) == (old, "allow_tf32", False)
+    assert exporting._tf32_switch(old, old) == (old, "allow_tf32", False)
 
 
 def test_rerunning_out_of_memory_goes_on_with_half_the_batch(

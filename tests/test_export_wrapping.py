@@ -182,6 +182,14 @@ def test_probabilities_stay_as_they_are() -> None:
         (lambda x: {"root": x[:, :3]}, {}, "dict of 'root', which has nothing for head 'vowel'"),
         (lambda x: (x, None), {}, "nothing for head 'vowel'"),
         (lambda x: 3.5, {}, "returns a float"),
+        (
+            lambda x: (x[:, None, :3], x[:, 3:]),
+            {},
+            r"returns \(any, 1, 3\) for head 'root', expected \(any, 3\): a row",
+        ),
+        (lambda x: (x[:, :3], x[:, 3:, None, None]), {}, r"returns \(any, 2, 1, 1\) for head 'vowel', expected"),
+        (lambda x: (x[:, :3], x), {}, r"returns \(any, 5\) for head 'vowel', expected \(any, 2\)"),
+        (lambda x: (x[:, 0], x[:, 3:]), {}, r"returns \(any\) for head 'root', expected \(any, 3\)"),
     ],
 )
 def test_a_module_may_return_what_it_likes(returned: Any, names: dict[str, str], problem: str) -> None:

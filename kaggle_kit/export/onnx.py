@@ -229,7 +229,9 @@ def _trace(graph: ExportGraph | ReadModule, shape: tuple[int, int, int]) -> onnx
 
         if _is_interrupt(error):
             raise KeyboardInterrupt from None
-
+        own = _own_error(error)
+        if own:
+            raise ExportError(f"{_name_of(graph)} cannot be exported: {own}") from None
         raise ExportError(f"{_name_of(graph)} cannot be exported: {explain(error, graph)}") from None
     assert program is not None
     model = program.model_proto
@@ -251,6 +253,13 @@ def _is_interrupt(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _own_error(error: BaseException | None) -> ExportError | None:
+    """Return the error of ours that is behind one of torch's exporter, if it is."""
+    while error is not None and not isinstance(error, ExportError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _name_of(graph: ExportGraph | ReadModule) -> str:
@@ -276,15 +285,26 @@ def _contiguous_pooling(graph: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
     """Let GPUs multiply with all 24 bits of fp32 for the block."""
-    switches: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
+    switches = [_tf32_switch(torch.backends.cuda.matmul, torch.backends.cuda.matmul)]
+    switches.append(_tf32_switch(getattr(torch.backends.cudnn, "conv", None), torch.backends.cudnn))
+    before = [getattr(place, name) for place, name, _ in switches]
+    for place, name, off in switches:
+        setattr(place, name, off)
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        for (place, name, _), value in zip(switches, before, strict=True):
+            setattr(place, name, value)
+
+
+def _tf32_switch(new: Any, legacy: Any) -> tuple[Any, str, str | bool]:
+    """Return where TF32 is switched, by which attribute, and what switches it off.
+
+    Since 2.9 torch refuses to say by the legacy switch what was set by the new one; the new one knows both.
+    """
+    if hasattr(new, "fp32_precision"):
+        return new, "fp32_precision", "ieee"
+    return legacy, "allow_tf32", False
 
 
 @torch.inference_mode()

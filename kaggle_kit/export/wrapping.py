@@ -110,6 +110,7 @@ class ReadModule(nn.Module):
         self.module = module
         self.reading = reading
         self.names = tuple(task.heads)
+        self._sizes = {head.name: head.num_classes for head in task.heads.values()}
         self.preprocess = Preprocess(task.stored_size, reading.size or task.stored_size, mean=mean, std=std)
         self._many = frozenset(task.multilabel_heads)
         self._flips = reading.order == "bgr" and task.images.channels == 3
@@ -119,7 +120,7 @@ class ReadModule(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return a (B, C) float32 tensor per head from (B, H, W, channels) uint8."""
         said = self.module(self._pixels(image))
-        answers = said_by_head(said, self.reading, self.names)
+        answers = said_by_head(said, self.reading, self._sizes)
         return tuple(self._probs(number, head, answers[head].float()) for number, head in enumerate(self.names))
 
     def _pixels(self, image: torch.Tensor) -> torch.Tensor:
@@ -136,11 +137,16 @@ class ReadModule(nn.Module):
         return answer if places is None else answer.index_select(1, places)
 
 
-def said_by_head(said: Any, reading: Reading, heads: Sequence[str]) -> dict[str, torch.Tensor]:
+def said_by_head(said: Any, reading: Reading, heads: Mapping[str, int]) -> dict[str, torch.Tensor]:
     """Return {head: what a module says of it}, from a tensor, a mapping, or a tuple in the order of the outputs.
 
+    Args:
+        said: What the module returns.
+        reading: Names the outputs.
+        heads: {head: its number of classes}.
+
     Raises:
-        ExportError: When that is of other heads, or no tensors.
+        ExportError: When that is of other heads or shapes, or no tensors.
     """
     found: dict[str, Any] = {}
     order = tuple(reading.outputs) or tuple(heads)
@@ -158,6 +164,13 @@ def said_by_head(said: Any, reading: Reading, heads: Sequence[str]) -> dict[str,
             f"the module returns a {type(said).__name__}{several}, which has nothing for head {wrong[0]!r}; return a "
             "tensor for one head, a dict {head: logits}, or a tuple in the order of `outputs`"
         )
+    for head, classes in heads.items():
+        shape = tuple(found[head].shape)
+        if len(shape) != 2 or shape[1] != classes:
+            raise ExportError(
+                f"the module returns {_sides([None, *shape[1:]])} for head {head!r}, expected (any, {classes}): a row "
+                "for each image, a column for each class; return such a tensor of logits or probabilities"
+            )
     return found
 
 
