@@ -16,8 +16,10 @@ from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.prior_shift import shift_predictions
 from kaggle_kit.runs import Run
+from kaggle_kit.runtime.answers import Predicted
 from kaggle_kit.runtime.bundle import open_bundle
-from kaggle_kit.runtime.predictor import Predicted, Predictor, predict_submission
+from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.runtime.submitting import predict_submission
 from kaggle_kit.scores import score_answers
 from kaggle_kit.submission import read_submission
 

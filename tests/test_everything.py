@@ -21,7 +21,7 @@ from kaggle_kit.export.bundle import write_bundle
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
 from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, read_run
-from kaggle_kit.runtime.predictor import predict_submission
+from kaggle_kit.runtime.submitting import predict_submission
 from kaggle_kit.tables import read_columns
 from kaggle_kit.train import training as training_module
 from kaggle_kit.train.checkpoint import load_checkpoint

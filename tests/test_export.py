@@ -16,6 +16,7 @@ from conftest import SIZE, Toy, random_blend, with_blend
 from kaggle_kit.decision import Decision, HeadRule
 from kaggle_kit.ensemble import Prefix, blend_predictions, equal_blend
 from kaggle_kit.errors import BundleError, ExportError
+from kaggle_kit.export import bundle as bundling
 from kaggle_kit.export.bundle import export_runs, write_bundle
 from kaggle_kit.export.golden import golden_ids
 from kaggle_kit.export.graph import ExportGraph
@@ -116,6 +117,21 @@ def test_an_export_that_gives_other_results_is_refused(trained: tuple[Toy, list[
     path = bundle_folder / open_bundle(bundle_folder).members[0].file
     with pytest.raises(ExportError, match=r"member_test_resnet_fold0.onnx does not repeat its network on 24 images"):
         measure_parity(ExportGraph(network), path, store, np.arange(24))
+
+
+def test_one_graph_of_all_is_compared_beyond_the_golden_images(
+    trained: tuple[Toy, list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = bundling.run_onnx
+
+    def spoilt(path: Path, source: PackedSource, rows: np.ndarray) -> dict[str, np.ndarray]:
+        said = asked(path, source, rows)
+        return {head: probs[:, ::-1] for head, probs in said.items()} if path.name == "fused.onnx" else said
+
+    monkeypatch.setattr(bundling, "run_onnx", spoilt)
+    run = trained[1][0]
+    with pytest.raises(ExportError, match=r"fused.onnx does not repeat its network on 8 images"):
+        write_bundle([run], equal_blend([run.name]), tmp_path / "bundle", fused=True, parity_rows=4)
 
 
 def test_folders_of_other_things_are_never_replaced(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:

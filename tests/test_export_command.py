@@ -9,7 +9,7 @@ from conftest import Toy
 
 from kaggle_kit.cli import main
 from kaggle_kit.runs import Run
-from kaggle_kit.runtime.bundle import open_bundle
+from kaggle_kit.runtime.bundle import load_golden, open_bundle
 
 LOOSE = ("--max-changed", "1", "--max-drop", "1")  # 24 images a fold tell little of a metric
 
@@ -34,6 +34,7 @@ def test_a_bundle_is_made_whole_and_verified(
     result = json.loads(lines[-1])
     assert result["fused"]["parity"]["decisions_changed"] == 0 and len(result["members"]) == 4
     bundle = open_bundle(out)
+    assert result["fused"]["parity"]["rows"] == len(load_golden(out).images) + 48, "and all out-of-fold images"
     assert bundle.created and bundle.seconds_on and all(member.seconds > 0 for member in bundle.members)
     assert [member.run_id for member in bundle.members] == [run.id for run in trained[1] for _ in (0, 1)]
     assert {member.model for member in bundle.members} == {"test_resnet", "test_efficientnet"}
@@ -89,7 +90,8 @@ def test_views_and_a_lower_precision_are_measured_and_said(
     members = json.loads(lines[-1])["members"]
     assert [(one["tta"], one["precision"]) for one in members] == [(["shift=1"], "fp16")] * 2
     code, _, _ = run_command(capsys, "export", run.folder, "--out", out)  # in the place of the earlier export
-    assert code == 0 and len(list(out.iterdir())) == 2
+    names = ["member_test_resnet_fold0.onnx", "member_test_resnet_fold1.onnx", "members.json"]
+    assert code == 0 and sorted(path.name for path in out.iterdir()) == names
     (out / "mine.txt").write_text("keep me")
     code, _, errors = run_command(capsys, "export", run.folder, "--out", out)
     assert code == 2 and "holds a folder of exports and other files" in errors

@@ -149,7 +149,9 @@ def test_what_a_variant_allows_adds_up() -> None:
     assert Variant(tta=("hflip",)).against_stored(otherwise=True) == LIMITS["views"]
     asked = Variant(precision="int8", max_changed=0.1, max_drop=0.02)
     assert asked.limits("int8") == Limits(changed_share=0.1, drop=0.02)
-    assert asked.limits("stored") == LIMITS["stored"], "asking for more of a precision says nothing of checkpoints"
+    assert asked.limits("stored") == Limits(changed_share=0.1, drop=0.02)
+    strict = Variant(precision="int8", max_changed=0, max_drop=0)
+    assert strict.limits("stored") == LIMITS["stored"], "asking for less of a precision says nothing of checkpoints"
 
 
 @pytest.mark.parametrize("values", [{"max_changed": 1.5}, {"max_drop": -0.1}])

@@ -29,7 +29,8 @@ from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, read_run, write_run
 from kaggle_kit.runtime.backends import OnnxSession
 from kaggle_kit.runtime.bundle import Member, Parity, file_sha256, open_bundle
-from kaggle_kit.runtime.predictor import Predictor, predict_submission
+from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.runtime.submitting import predict_submission
 from kaggle_kit.scores import score_answers
 from kaggle_kit.sources import PackedSource, open_source
 from kaggle_kit.submission import read_submission
@@ -128,8 +129,7 @@ def test_a_broken_image_gets_the_shares_of_the_classes(toy: Toy, tmp_path: Path)
     run = made_run(toy, tmp_path / "a")
     write_bundle([run], equal_blend(["a"]), tmp_path / "bundle", parity_rows=4)
     predictor = Predictor(tmp_path / "bundle", say=lambda _: None)
-    probs = {name: np.zeros((1, head.num_classes), np.float32) for name, head in toy.task.heads.items()}
-    found = predictor._with_priors(np.array(["x"]), probs, {"x": "damaged"})
+    found = predictor.answers.collect(predictor.make_results(np.array(["x"]))).predictions
     assert found.multilabel == ("tags",)
     assert found.probs["tags"][0] == pytest.approx(predictor.bundle.priors["tags"])
     with pytest.raises(SettingError, match="correcting for class shares is for images of one class, and head 'tags'"):
@@ -213,7 +213,7 @@ def exported(run: Run, oof: Predictions) -> list[Exported]:
         parity = Parity(rows=0, max_abs_diff=0.0, decisions_changed=0)
         member = Member(file="", run=run.name, fold=fold, score=0.5, config_hash="", parity=parity)
         said = oof.align(folds.ids[folds.fold == max(fold, 0)])
-        members.append(Exported(member=member, said=said, plainly=said))
+        members.append(Exported(member=member, said=said, plainly=said, usually=said))
     return members
 
 

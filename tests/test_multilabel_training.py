@@ -20,7 +20,7 @@ from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels, resolve_classes
 from kaggle_kit.predictions import Predictions
 from kaggle_kit.runs import Run, read_run
-from kaggle_kit.runtime.predictor import predict_submission
+from kaggle_kit.runtime.submitting import predict_submission
 from kaggle_kit.scores import score_answers
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.submission import read_submission

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from kaggle_kit.blending.joining import order_labels
-from kaggle_kit.ensemble import Blend, blend_predictions, blend_probs
+from kaggle_kit.ensemble import Blend, blend_predictions, blend_probs, mean_probs
 from kaggle_kit.errors import BundleError, ExportError
 from kaggle_kit.export.blended import blended_runs, check_blended, common_task, shared_oofs
 from kaggle_kit.export.gate import check_change, measure_change
 from kaggle_kit.export.golden import write_golden
+from kaggle_kit.export.listing import check_same_runs, naming_output, read_members, write_members
 from kaggle_kit.export.members import Exported, Plan, export_members, refused_by_tensorrt, temperatures_of
-from kaggle_kit.export.onnx import compare
-from kaggle_kit.export.sampling import packed_source, sampled_ids
+from kaggle_kit.export.onnx import compare, run_onnx
+from kaggle_kit.export.sampling import packed_source, rows_in, sampled_ids, spread
+from kaggle_kit.export.stored import advise
 from kaggle_kit.export.timing import BATCH, machine_name, time_graphs
 from kaggle_kit.export.variant import Variant
 from kaggle_kit.files import replacing_folder
@@ -34,6 +36,7 @@ from kaggle_kit.runtime.bundle import (
     Fused,
     Golden,
     Member,
+    Parity,
     bundle_files,
     check_blend,
     file_sha256,
@@ -41,9 +44,12 @@ from kaggle_kit.runtime.bundle import (
     write_manifest,
 )
 from kaggle_kit.scores import score_answers
+from kaggle_kit.sources import PackedSource
+from kaggle_kit.tables import Text
 from kaggle_kit.task import Task, refuse_multilabel
 
 PARITY_ROWS = 2000
+FUSED_ROWS = 256  # beside the golden images
 SCORE_TOLERANCE = 0.01
 
 
@@ -75,9 +81,44 @@ def write_bundle(
         BundleError: When runs do not fit together, `out` holds something else, or the bundle's score differs.
         SettingError: When the blend corrects for class shares and a head is multi-label, or the variant does not suit
             the runs.
-        ExportError: When a member cannot be exported, gives other results, or does not pass the gate.
+        ExportError: When a member cannot be exported, gives other results, or does not pass the gate; or when the disk
+            is full.
     """
-    chosen, variant = blended_runs(runs, blend), variant or Variant()
+    with naming_output(out):
+        return _write_bundle(runs, blend, out, variant=variant or Variant(), fused=fused, parity_rows=parity_rows)
+
+
+def export_runs(
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    variant: Variant | None = None,
+    blend: Blend | None = None,
+    parity_rows: int | None = PARITY_ROWS,
+) -> list[Member]:
+    """Export every fold model of some runs to a folder of .onnx files, each compared with torch; no bundle yet.
+
+    Args:
+        runs: Trained folds and all.
+        out: The folder; files of an earlier export of these runs are replaced, as its `members.json` names them.
+        variant: How members answer; None: as their runs do.
+        blend: Gives the temperatures that are put into the graphs, and must have been fitted on these runs; None: none.
+        parity_rows: Out-of-fold rows on which each member is compared with torch; None: all.
+
+    Raises:
+        ExportError: When a member cannot be exported, gives other results, or does not pass the gate; when `out` holds
+            something else, or exports of other runs; or when the disk is full.
+        BundleError: When the blend does not name a run, or was fitted on other predictions of it.
+        SettingError: When the variant does not suit the runs.
+    """
+    with naming_output(out):
+        return _export_runs(runs, out, variant=variant or Variant(), blend=blend, parity_rows=parity_rows)
+
+
+def _write_bundle(
+    runs: Sequence[Run], blend: Blend, out: Path, *, variant: Variant, fused: bool, parity_rows: int | None
+) -> Bundle:
+    chosen = blended_runs(runs, blend)
     task, columns = common_task(chosen, blend)
     if blend.prior_shift:
         refuse_multilabel(task, "correcting for class shares", "blend without --prior-shift")
@@ -93,12 +134,10 @@ def write_bundle(
         change = _check_reproduced(task, blend, exported, compared, labels, variant)
         files = {run.name: [one.member.file for one in exported if one.member.run == run.name] for run in chosen}
         golden = write_golden(chosen[0], folder, files, labels, precision=variant.precision)
-        members, whole = _timed(
-            folder,
-            [one.member for one in exported],
-            _fuse(task, blend, folder, files, golden) if fused else None,
-            golden.images,
-        )
+        # a lower precision rounds otherwise where one graph joins what several do apart; golden images are enough there
+        more = spread(sampled, FUSED_ROWS if variant.precision == "fp32" else 0)
+        graph = _fuse(task, blend, folder, files, golden, packed_source(chosen[0]), more) if fused else None
+        members, whole = _timed(folder, [one.member for one in exported], graph, golden.images)
         bundle = Bundle(
             folder=folder,
             task=task,
@@ -116,38 +155,21 @@ def write_bundle(
     return open_bundle(out)
 
 
-def export_runs(
-    runs: Sequence[Run],
-    out: Path,
-    *,
-    variant: Variant | None = None,
-    blend: Blend | None = None,
-    parity_rows: int | None = PARITY_ROWS,
+def _export_runs(
+    runs: Sequence[Run], out: Path, *, variant: Variant, blend: Blend | None, parity_rows: int | None
 ) -> list[Member]:
-    """Export every fold model of some runs to a folder of .onnx files, each compared with torch; no bundle yet.
-
-    Args:
-        runs: Trained folds and all.
-        out: The folder; .onnx files of an earlier export are replaced.
-        variant: How members answer; None: as their runs do.
-        blend: Gives the temperatures that are put into the graphs, and must have been fitted on these runs; None: none.
-        parity_rows: Out-of-fold rows on which each member is compared with torch; None: all.
-
-    Raises:
-        ExportError: When a member cannot be exported, gives other results, or does not pass the gate.
-        BundleError: When the blend does not name a run, or was fitted on other predictions of it.
-        SettingError: When the variant does not suit the runs.
-    """
     if blend:
         check_blended(runs, blend)
-    own = [path.name for path in out.glob("member_*.onnx*")]
-    plan = Plan(variant=variant or Variant(), rows=parity_rows, temperatures=temperatures_of(blend) if blend else {})
-    with replacing_folder(out, own, what="folder of exports", error=ExportError) as folder:
+    earlier = read_members(out)
+    check_same_runs(earlier, runs, out)
+    plan = Plan(variant=variant, rows=parity_rows, temperatures=temperatures_of(blend) if blend else {})
+    with replacing_folder(out, earlier.files, what="folder of exports", error=ExportError) as folder:
         members = [one.member for one in export_members(runs, folder, plan)]
         timed: list[Member] = []
         for run in runs:
             images = packed_source(run).take(np.arange(BATCH) % len(packed_source(run)))
             timed += _timed(folder, [member for member in members if member.run == run.name], None, images)[0]
+        write_members(folder, timed)
         return timed
 
 
@@ -177,11 +199,14 @@ def _check_reproduced(
         blend, {n: concatenate(said[n]).align(oof.ids) if n in held_out else oofs[n] for n in oofs}
     )
     change = measure_change(task, labels.align(oof.ids), oof.probs, again.probs, decision=blend.decision)
+    otherwise = any(one.otherwise for one in exported)
     check_change(
         change,
-        variant.against_stored(otherwise=any(one.otherwise for one in exported)),
+        variant.against_stored(otherwise=otherwise),
         what="the exported blend, compared with the runs' oof.npz,",
-        repair="export as the runs were validated, or allow more with --max-drop",
+        repair=advise(*dict.fromkeys(held_out))
+        if variant.precision == "fp32" and not otherwise
+        else "export as the runs were validated, or allow more with --max-changed and --max-drop",
     )
     return change
 
@@ -201,18 +226,36 @@ def _oof_score(task: Task, blend: Blend, oof: Predictions, labels: Labels) -> fl
     return blend.score.total
 
 
-def _fuse(task: Task, blend: Blend, folder: Path, files: Mapping[str, Sequence[str]], golden: Golden) -> Fused:
-    """Put all members and their blend into one graph, and compare it with the separate members on the golden images."""
+def _fuse(
+    task: Task,
+    blend: Blend,
+    folder: Path,
+    files: Mapping[str, Sequence[str]],
+    golden: Golden,
+    source: PackedSource,
+    more: Text,
+) -> Fused:
+    """Put members and blend into one graph, and compare it with them on the golden images and on `more` of a source."""
     from kaggle_kit.export.fused import (
         fuse_members,  # which needs onnxscript's onnx_ir, whose lack export_onnx explains
     )
 
-    path = folder / FUSED
+    path, many = folder / FUSED, task.multilabel_heads
     fuse_members({name: [folder / file for file in own] for name, own in files.items()}, blend, task, path)
-    many = task.multilabel_heads
-    expected = blend_probs(blend, list(golden.probs.values()), multilabel=many)
-    found = OnnxSession(path, device="cpu").run(golden.images)
-    parity = compare(expected, found, multilabel=many, name=path.name)
+    answers = [(list(golden.probs.values()), OnnxSession(path, device="cpu").run(golden.images))]
+    if len(more):
+        rows = rows_in(more, source)
+        apart = [mean_probs([run_onnx(folder / file, source, rows) for file in own]) for own in files.values()]
+        answers.append((apart, run_onnx(path, source, rows)))
+    parts = [
+        compare(blend_probs(blend, said, multilabel=many), found, multilabel=many, name=path.name)
+        for said, found in answers
+    ]
+    parity = Parity(
+        rows=sum(part.rows for part in parts),
+        max_abs_diff=max(part.max_abs_diff for part in parts),
+        decisions_changed=sum(part.decisions_changed for part in parts),
+    )
     return Fused(file=path.name, parity=parity, no_tensorrt=refused_by_tensorrt(path))
 
 

@@ -11,26 +11,25 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from kaggle_kit.blending.joining import order_labels
 from kaggle_kit.ensemble import Blend
-from kaggle_kit.errors import BundleError, ExportError, SettingError, some_of
+from kaggle_kit.errors import BundleError, SettingError, some_of
 from kaggle_kit.export.adopt import adopted_hash, check_adopted
 from kaggle_kit.export.gate import check_change, measure_change
 from kaggle_kit.export.graph import Columns, ExportGraph
 from kaggle_kit.export.lowering import lower_precision
-from kaggle_kit.export.onnx import export_onnx, measure_parity, run_onnx, write_model
+from kaggle_kit.export.onnx import export_onnx, measure_parity, rerun, run_onnx, write_model
 from kaggle_kit.export.sampling import packed_source, parity_ids, rows_in
+from kaggle_kit.export.stored import against_stored, check_checkpoint, check_stored, labels_of
 from kaggle_kit.export.tensorrt import unsupported_operators
 from kaggle_kit.export.variant import Variant
 from kaggle_kit.export.wrapping import reorder_outputs
 from kaggle_kit.labels import Labels
-from kaggle_kit.predictions import Predictions, Probs, concatenate, take_columns
+from kaggle_kit.predictions import Predictions, Probs
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.runs import EVERYTHING, Run
 from kaggle_kit.runtime.bundle import Change, Member, Parity
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import Text
-from kaggle_kit.task import Task
 from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.heads import derivation_of
 
@@ -62,12 +61,14 @@ class Exported:
         member: The member.
         said: Of rows of its fold, in the precision that it is shipped in.
         plainly: Of the same rows, in full precision.
+        usually: What its network says of them as it was validated: without views, derived heads and temperatures.
         otherwise: Whether it is meant to answer otherwise than its run did, whatever the precision.
     """
 
     member: Member
     said: Predictions
     plainly: Predictions
+    usually: Predictions
     otherwise: bool = False
 
 
@@ -93,7 +94,14 @@ def export_members(runs: Sequence[Run], folder: Path, plan: Plan) -> list[Export
                 bar.set_postfix_str(f"{run.name} {_part_name(fold)}")
                 own.append(_export_member(run, fold, folder, plan))
                 bar.update()
-            _check_stored(run, own, plan)
+            check_stored(
+                run,
+                {one.member.fold: one.plainly for one in own},
+                {one.member.fold: one.usually for one in own},
+                plan.columns.get(run.name, {}),
+                variant=plan.variant,
+                otherwise=own[0].otherwise,
+            )
             exported += own
     return exported
 
@@ -142,13 +150,15 @@ def _export_member(run: Run, fold: int, folder: Path, plan: Plan) -> Exported:
         )
     path = folder / f"member_{_plain_name(run)}_{_part_name(fold)}.onnx"
     make = _copy_adopted if run.is_adopted else _trace
-    member, probs = make(run, fold, path, source, ids, plan)
-    plainly = Predictions(ids=ids, probs=probs, multilabel=run.task.multilabel_heads)
+    member, plainly, usually = make(run, fold, path, source, ids, plan)
+    derived = member.derived_from not in ("", run.config.model.derive_from)
+    if fold == EVERYTHING and (member.tta or derived):
+        member = replace(member, stored=_gated_views(run, path, plainly, usually, plan))
     if plan.variant.precision != "fp32":
-        labels = _labels(run, ids, plan)
+        labels, before = labels_of(run, ids, plan.columns.get(run.name, {})), plainly.probs
 
         def measure(said: Probs, judged: npt.NDArray[np.bool_]) -> Change:
-            return measure_change(run.task, _part(labels, judged), _rows_of(probs, judged), _rows_of(said, judged))
+            return measure_change(run.task, _part(labels, judged), _rows_of(before, judged), _rows_of(said, judged))
 
         lowered = lower_precision(path, source, rows_in(ids, source), variant=plan.variant, measure=measure)
         member = replace(member, precision=plan.variant.precision, lowered=lowered.change, kept=lowered.kept)
@@ -156,9 +166,8 @@ def _export_member(run: Run, fold: int, folder: Path, plan: Plan) -> Exported:
     else:
         said = plainly
     member = replace(member, no_tensorrt=refused_by_tensorrt(path))
-    derived = member.derived_from not in ("", run.config.model.derive_from)
     otherwise = derived or bool(member.tta or plan.temperatures.get(run.name))
-    return Exported(member=member, said=said, plainly=plainly, otherwise=otherwise)
+    return Exported(member=member, said=said, plainly=plainly, usually=usually, otherwise=otherwise)
 
 
 def refused_by_tensorrt(path: Path) -> tuple[str, ...]:
@@ -167,26 +176,29 @@ def refused_by_tensorrt(path: Path) -> tuple[str, ...]:
     return tuple(f"{name}: {why}" for name, why in refused.items())
 
 
-def _trace(run: Run, fold: int, path: Path, source: PackedSource, ids: Text, plan: Plan) -> tuple[Member, Probs]:
-    """Export a checkpoint, and return the member with what it says of these images in full precision."""
+def _trace(
+    run: Run, fold: int, path: Path, source: PackedSource, ids: Text, plan: Plan
+) -> tuple[Member, Predictions, Predictions]:
+    """Export a checkpoint; return the member, what it says in full precision, and what its network usually says."""
     network, info = load_checkpoint(run.checkpoint(fold))
-    if info.task != run.task:
-        raise ExportError(
-            f"{run.checkpoint(fold)} was trained for another task than {run.folder / 'run.json'} says "
-            f"({_describe_task(info.task)} instead of {_describe_task(run.task)}); put the run's own checkpoint back, "
-            "or train it again"
-        )
+    check_checkpoint(run, fold, info)
+    columns, rows = plan.columns.get(run.name, {}), rows_in(ids, source)
     derive_from = plan.variant.derive_from if plan.variant.derive_from in run.task.auxiliary else ""
+    temperatures = plan.temperatures.get(run.name)
     graph = ExportGraph(
         network,
-        columns=plan.columns.get(run.name),
+        columns=columns,
         tta=plan.variant.tta,
         derive_from=derive_from,
         derivation=derivation_of(run.task, run.labels(), derive_from) if derive_from else None,
-        temperatures=plan.temperatures.get(run.name),
+        temperatures=temperatures,
     )
     export_onnx(graph, path, shape=source.shape)
-    parity, probs = measure_parity(graph, path, source, rows_in(ids, source))
+    parity, probs = measure_parity(graph, path, source, rows)
+    said = Predictions(ids=ids, probs=probs, multilabel=run.task.multilabel_heads)
+    usually = said
+    if plan.variant.tta or derive_from or temperatures:
+        usually = replace(said, probs=rerun(ExportGraph(network, columns=columns), source, rows))
     model = info.config.model
     member = Member(
         file=path.name,
@@ -202,16 +214,20 @@ def _trace(run: Run, fold: int, path: Path, source: PackedSource, ids: Text, pla
         kit_version=info.kit_version,
         tta=plan.variant.tta,
         derived_from=derive_from or model.derive_from,
-        stored=_against_stored(run, fold, ids, probs, plan),
+        stored=against_stored(run, fold, said, columns),
     )
-    return member, probs
+    return member, said, usually
 
 
-def _copy_adopted(run: Run, fold: int, path: Path, source: PackedSource, ids: Text, plan: Plan) -> tuple[Member, Probs]:
-    """Take a model from elsewhere as it is, and return the member with what it says of these images."""
+def _copy_adopted(
+    run: Run, fold: int, path: Path, source: PackedSource, ids: Text, plan: Plan
+) -> tuple[Member, Predictions, Predictions]:
+    """Take a model from elsewhere as it is; return the member and what it says, twice, for it has no variants."""
     check_adopted(run, fold)
-    write_model(reorder_outputs(onnx.load(run.onnx(fold)), plan.columns.get(run.name, {})), path)
+    columns = plan.columns.get(run.name, {})
+    write_model(reorder_outputs(onnx.load(run.onnx(fold)), columns), path)
     probs = run_onnx(path, source, rows_in(ids, source))
+    said = Predictions(ids=ids, probs=probs, multilabel=run.task.multilabel_heads)
     summary = run.folds[fold].score
     member = Member(
         file=path.name,
@@ -224,30 +240,24 @@ def _copy_adopted(run: Run, fold: int, path: Path, source: PackedSource, ids: Te
         run_id=run.id,
         model=run.config.model.name,
     )
-    stored = _against_stored(run, fold, ids, probs, plan)
+    stored = against_stored(run, fold, said, columns)
     if stored:
         parity = Parity(rows=stored.rows, max_abs_diff=stored.max_abs_diff, decisions_changed=stored.decisions_changed)
         member = replace(member, stored=stored, parity=parity)
-    return member, probs
+    return member, said, said
 
 
-def _against_stored(run: Run, fold: int, ids: Text, probs: Probs, plan: Plan) -> Change | None:
-    """Return what these probabilities change against the run's stored ones; None where it holds no images out."""
-    if fold == EVERYTHING:
-        return None
-    oof = run.oof()
-    known = np.isin(ids, oof.ids)
-    if 2 * known.sum() < len(ids):  # some may have been left out on purpose
-        raise BundleError(
-            f"{run.oof_file} has {int(known.sum()):,} of {len(ids):,} images of fold {fold}, {str(ids[~known][0])!r} "
-            "not among them; it is not this run's: train again"
-        )
-    stored = take_columns(oof.align(ids[known]).probs, plan.columns.get(run.name, {}))
-    return measure_change(run.task, _labels(run, ids[known], plan), stored, _rows_of(probs, known))
-
-
-def _labels(run: Run, ids: Text, plan: Plan) -> Labels:
-    return order_labels(run.labels(), list(run.task.heads), plan.columns.get(run.name, {})).align(ids)
+def _gated_views(run: Run, path: Path, said: Predictions, usually: Predictions, plan: Plan) -> Change:
+    """Return what views or a derived head change of a training on everything, which no stored predictions can judge."""
+    labels = labels_of(run, said.ids, plan.columns.get(run.name, {}))
+    change = measure_change(run.task, labels, usually.probs, said.probs)
+    check_change(
+        change,
+        plan.variant.limits("views"),
+        what=f"{path.name}, compared with its network without --tta and --derive on images that it has learned,",
+        repair="leave these out, or allow more with --max-drop",
+    )
+    return change
 
 
 def _part(labels: Labels, rows: npt.NDArray[np.bool_]) -> Labels:
@@ -256,30 +266,6 @@ def _part(labels: Labels, rows: npt.NDArray[np.bool_]) -> Labels:
 
 def _rows_of(probs: Probs, rows: npt.NDArray[np.bool_]) -> Probs:
     return {head: values[rows] for head, values in probs.items()}
-
-
-def _check_stored(run: Run, exported: Sequence[Exported], plan: Plan) -> None:
-    """Refuse members that answer otherwise than the run's stored predictions, beyond what half precision explains."""
-    held_out = [one for one in exported if one.member.fold != EVERYTHING]
-    if not held_out:
-        return
-    said = concatenate([one.plainly for one in held_out])
-    change = _against_stored(run, held_out[0].member.fold, said.ids, said.probs, plan)
-    assert change is not None
-    otherwise = held_out[0].otherwise
-    check_change(
-        change,
-        plan.variant.limits("views" if otherwise else "stored"),
-        what=f"run {run.name!r}, compared with its oof.npz,",
-        repair="export it as it was validated, or allow more with --max-drop"
-        if otherwise
-        else "its checkpoints and oof.npz do not belong together, train again",
-    )
-
-
-def _describe_task(task: Task) -> str:
-    heads = ", ".join(f"{name} of {head.num_classes} classes" for name, head in task.trained_heads.items())
-    return f"{task.name}: {heads}, {task.metric}"
 
 
 def _plain_name(run: Run) -> str:

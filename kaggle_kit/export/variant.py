@@ -19,8 +19,10 @@ class Variant:
             `scale=0.9,1.1`, `shift=4`.
         derive_from: An auxiliary head that the heads' probabilities are summed from, in runs that were trained with it.
         precision: What members compute in.
-        max_changed: Share of the decisions that a lower precision may change; None: as `LIMITS` says.
-        max_drop: By how much the metric may be worse, at the worse end of its interval; None: as `LIMITS` says.
+        max_changed: Share of the decisions that a lower precision may change; None: as `LIMITS` says. What a run
+            stored may differ by it too, where that is more than is usual.
+        max_drop: By how much the metric may be worse, at the worse end of its interval; None: as `LIMITS` says, and
+            against what a run stored never less than that.
     """
 
     tta: tuple[str, ...] = ()
@@ -44,10 +46,10 @@ class Variant:
     def limits(self, kind: Kind) -> Limits:
         """Return what a change may cost, as asked for or as is usual."""
         usual = LIMITS[kind]
-        if kind == "stored":  # whether checkpoints and predictions belong together is not a matter of taste
-            return usual
         changed = usual.changed_share if self.max_changed is None or kind == "views" else self.max_changed
         drop = usual.drop if self.max_drop is None else self.max_drop
+        if kind == "stored":  # on few images a near tie costs much; who asks for less means a lower precision
+            changed, drop = max(changed, usual.changed_share), max(drop, usual.drop)
         return replace(usual, changed_share=changed, drop=drop)
 
     def against_stored(self, *, otherwise: bool) -> Limits:
