@@ -26,7 +26,13 @@ def add_export_parsers(add: Adder) -> None:
         "kaggle-kit export runs/a --out ./onnx\n  kaggle-kit export runs/a --tta hflip scale=0.9,1.1 --out ./onnx_tta",
     )
     one.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    one.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets one .onnx file a fold model")
+    one.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="gets one .onnx file a fold model, and members.json; an earlier export of the same runs is replaced",
+    )
     one.add_argument(
         "--blend", type=Path, metavar="FILE", help="put the temperatures that this blend fitted into the graphs"
     )
@@ -72,7 +78,7 @@ def _add_variant(one: argparse.ArgumentParser) -> None:
         default="",
         metavar="HEAD",
         help="sum the heads' probabilities from this auxiliary head's (the root's from the grapheme's), where a run "
-        "was trained with it; the change is measured out of fold",
+        "was trained with it; the change is measured out of fold, and of runs on everything on train images",
     )
     one.add_argument(
         "--precision",
@@ -85,13 +91,15 @@ def _add_variant(one: argparse.ArgumentParser) -> None:
         "--max-changed",
         type=float,
         metavar="SHARE",
-        help="share of the decisions that a lower precision may change (default: 0.01 for fp16, 0.03 for int8)",
+        help="share of the decisions that a lower precision may change (default: 0.01 for fp16, 0.03 for int8); where "
+        "it is above 0.02, what the runs stored may differ by it too",
     )
     one.add_argument(
         "--max-drop",
         type=float,
         metavar="X",
-        help="by how much the metric may be worse, at the worse end of its 95%% interval (default: 0.005, int8: 0.01)",
+        help="by how much the metric may be worse, at the worse end of its 95%% interval (default: 0.005, int8: 0.01); "
+        "above 0.005 against what the runs stored, too: on a few hundred images a near tie may cost more",
     )
     one.add_argument("--full", action="store_true", help="compare on all out-of-fold images, not on 2,000 of each fold")
 
@@ -196,11 +204,14 @@ def _variant(options: argparse.Namespace) -> Variant:
 
 def _print_members(members: Sequence[Member]) -> None:
     from kaggle_kit.export.gate import describe_change
+    from kaggle_kit.runs import EVERYTHING
 
     for member in members:
         print(f"{member.file}: {_describe_parity(member)}; {1000 * member.seconds:.1f} ms an image on this CPU")
         if member.stored:
-            print(f"  against oof.npz: {describe_change(member.stored)}")
+            learned = member.fold == EVERYTHING
+            before = "its network without these, on images it has learned" if learned else "oof.npz"
+            print(f"  against {before}: {describe_change(member.stored)}")
         if member.lowered:
             where = ", on images it has learned" if member.score_of == "cross-validation" else ""
             print(
