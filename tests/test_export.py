@@ -236,8 +236,8 @@ class TestOpening:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format": 3}, r"has bundle format 3; kaggle_kit .* reads 5"),
-            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 5"),
+            ({"format": 3}, r"has bundle format 3; kaggle_kit .* reads 6"),
+            ({"format": 7}, r"has bundle format 7; kaggle_kit .* reads 6"),
             ({"membres": []}, r"`membres` is not a setting; did you mean 'members'"),
             ({"members": []}, "lists no member"),
             ({"files": {"../x": "0"}}, r"files it may not: .*'../x'"),

@@ -26,7 +26,9 @@ from kaggle_kit.labels import read_labels
 from kaggle_kit.mixes import Mix
 from kaggle_kit.runs import Run, read_run
 from kaggle_kit.runtime.backends import OnnxSession
-from kaggle_kit.sources import PackedSource
+from kaggle_kit.runtime.levels import make_levels
+from kaggle_kit.runtime.verify import verify_bundle
+from kaggle_kit.sources import PackedSource, open_source
 from kaggle_kit.train.checkpoint import load_checkpoint, save_checkpoint
 from kaggle_kit.train.heads import derivation_of
 
@@ -196,3 +198,26 @@ def test_images_that_changed_since_they_were_packed_are_no_golden_ones(files: To
             cv2.imwrite(str(path), 255 - image)
     with pytest.raises(BundleError, match=r"image '\d+.jpg' in .* is not the one in .*pack it again and train again"):
         write_bundle([run], equal_blend(["a"]), tmp_path / "bundle")
+
+
+def test_the_first_run_of_a_bundle_with_views_is_kept_without_them_too(
+    trained: tuple[Toy, list[Run]], tmp_path: Path
+) -> None:
+    toy, runs = trained
+    blend = equal_blend([run.name for run in runs])
+    variant = dataclasses.replace(LOOSE, tta=("shift=1",), precision="fp16")
+    bundle = write_bundle(runs, blend, tmp_path / "bundle", variant=variant, fused=True)
+    assert [member.plain for member in bundle.members] == [
+        f"{Path(member.file).stem}_plain.onnx" if member.run == runs[0].name else "" for member in bundle.members
+    ]
+    assert set(bundle.graphs) <= set(bundle.files)
+    first = bundle.members[0]
+    images = open_source(toy.task, "test", toy.hidden).read(0)[None]
+    network, _ = load_checkpoint(runs[0].checkpoint(first.fold))
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images))["root"].softmax(1).numpy()
+    found = {file: OnnxSession(bundle.folder / file).run(images)["root"] for file in (first.file, first.plain)}
+    assert np.abs(found[first.plain] - expected).max() < 2e-3
+    levels = make_levels(bundle, bundle.blend, fused=True)
+    assert [level.cut for level in levels] == [True, True, False, False]
+    assert "without views" in str([row.found for row in verify_bundle(bundle.folder, say=lambda _: None).rows])

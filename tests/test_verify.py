@@ -104,8 +104,8 @@ def test_a_changed_byte_and_a_missing_file_name_themselves(bundle: Bundle, name:
 
 def test_an_unknown_format_names_itself(bundle: Bundle) -> None:
     path = bundle.folder / MANIFEST
-    path.write_text(path.read_text().replace('"format": 5', '"format": 4'))
-    with pytest.raises(BundleError, match=r"has bundle format 4; kaggle_kit .* reads 5; use the kit that wrote it"):
+    path.write_text(path.read_text().replace('"format": 6', '"format": 4'))
+    with pytest.raises(BundleError, match=r"has bundle format 4; kaggle_kit .* reads 6; use the kit that wrote it"):
         verify(bundle)
 
 

@@ -127,7 +127,7 @@ def _write_bundle(
     oofs = shared_oofs(chosen, blend, columns=columns, others=[run for run in runs if run.name not in blend.runs])
     oof_score = _oof_score(task, blend, blend_predictions(blend, oofs), labels)
     sampled = sampled_ids(chosen, oofs, parity_rows)
-    plan = Plan(variant=variant, rows=parity_rows, sampled=sampled, columns=columns)
+    plan = Plan(variant=variant, rows=parity_rows, sampled=sampled, columns=columns, plainly_too=blend.runs[0])
     with replacing_folder(out, bundle_files(out), what="bundle", error=BundleError) as folder:
         exported = export_members(chosen, folder, plan)
         compared = {name: oof.align(sampled) for name, oof in oofs.items()}

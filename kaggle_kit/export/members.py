@@ -16,7 +16,7 @@ from kaggle_kit.errors import BundleError, SettingError, some_of
 from kaggle_kit.export.adopt import adopted_hash, check_adopted
 from kaggle_kit.export.gate import check_change, measure_change
 from kaggle_kit.export.graph import Columns, ExportGraph
-from kaggle_kit.export.lowering import lower_precision
+from kaggle_kit.export.lowering import Lowered, lower_precision
 from kaggle_kit.export.onnx import export_onnx, measure_parity, rerun, run_onnx, write_model
 from kaggle_kit.export.sampling import packed_source, parity_ids, rows_in
 from kaggle_kit.export.stored import against_stored, check_checkpoint, check_stored, labels_of
@@ -32,6 +32,7 @@ from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import Text
 from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.heads import derivation_of
+from kaggle_kit.train.model import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class Plan:
         sampled: Ids that members of all runs are measured on, where they validate them.
         columns: {run: its own column of each class}, of runs whose classes come out in another order.
         temperatures: {run: {head: what logits are divided by}}.
+        plainly_too: The run whose members are exported without views too, for when there is no time for them; empty:
+            none.
     """
 
     variant: Variant = field(default_factory=Variant)
@@ -51,6 +54,7 @@ class Plan:
     sampled: Text = field(default_factory=lambda: np.zeros(0, np.str_))
     columns: Mapping[str, Columns] = field(default_factory=dict)
     temperatures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    plainly_too: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,20 +158,52 @@ def _export_member(run: Run, fold: int, folder: Path, plan: Plan) -> Exported:
     derived = member.derived_from not in ("", run.config.model.derive_from)
     if fold == EVERYTHING and (member.tta or derived):
         member = replace(member, stored=_gated_views(run, path, plainly, usually, plan))
+    said = plainly
     if plan.variant.precision != "fp32":
-        labels, before = labels_of(run, ids, plan.columns.get(run.name, {})), plainly.probs
-
-        def measure(said: Probs, judged: npt.NDArray[np.bool_]) -> Change:
-            return measure_change(run.task, _part(labels, judged), _rows_of(before, judged), _rows_of(said, judged))
-
-        lowered = lower_precision(path, source, rows_in(ids, source), variant=plan.variant, measure=measure)
+        lowered = _lowered(run, path, source, plainly, plan)
         member = replace(member, precision=plan.variant.precision, lowered=lowered.change, kept=lowered.kept)
         said = replace(plainly, probs=lowered.probs)
-    else:
-        said = plainly
+    if member.tta and run.name == plan.plainly_too:
+        member = replace(member, plain=_export_plain(run, fold, path, source, ids, plan))
     member = replace(member, no_tensorrt=refused_by_tensorrt(path))
     otherwise = derived or bool(member.tta or plan.temperatures.get(run.name))
     return Exported(member=member, said=said, plainly=plainly, usually=usually, otherwise=otherwise)
+
+
+def _lowered(run: Run, path: Path, source: PackedSource, plainly: Predictions, plan: Plan) -> Lowered:
+    """Put a graph in the precision asked for, gated by what it changes of what it says in full precision."""
+    labels = labels_of(run, plainly.ids, plan.columns.get(run.name, {}))
+
+    def measure(said: Probs, judged: npt.NDArray[np.bool_]) -> Change:
+        before = _rows_of(plainly.probs, judged)
+        return measure_change(run.task, _part(labels, judged), before, _rows_of(said, judged))
+
+    return lower_precision(path, source, rows_in(plainly.ids, source), variant=plan.variant, measure=measure)
+
+
+def _export_plain(run: Run, fold: int, beside: Path, source: PackedSource, ids: Text, plan: Plan) -> str:
+    """Export a member without its views, compared and gated as members are, and return its file's name."""
+    path = beside.with_name(f"{beside.stem}_plain.onnx")
+    network, _ = load_checkpoint(run.checkpoint(fold))
+    graph = _graph(run, network, plan, tta=())
+    export_onnx(graph, path, shape=source.shape)
+    _, probs = measure_parity(graph, path, source, rows_in(ids, source))
+    if plan.variant.precision != "fp32":
+        said = Predictions(ids=ids, probs=probs, multilabel=run.task.multilabel_heads)
+        _lowered(run, path, source, said, plan)
+    return path.name
+
+
+def _graph(run: Run, network: Network, plan: Plan, *, tta: Sequence[str]) -> ExportGraph:
+    derive_from = plan.variant.derive_from if plan.variant.derive_from in run.task.auxiliary else ""
+    return ExportGraph(
+        network,
+        columns=plan.columns.get(run.name, {}),
+        tta=tta,
+        derive_from=derive_from,
+        derivation=derivation_of(run.task, run.labels(), derive_from) if derive_from else None,
+        temperatures=plan.temperatures.get(run.name),
+    )
 
 
 def refused_by_tensorrt(path: Path) -> tuple[str, ...]:
@@ -183,21 +219,12 @@ def _trace(
     network, info = load_checkpoint(run.checkpoint(fold))
     check_checkpoint(run, fold, info)
     columns, rows = plan.columns.get(run.name, {}), rows_in(ids, source)
-    derive_from = plan.variant.derive_from if plan.variant.derive_from in run.task.auxiliary else ""
-    temperatures = plan.temperatures.get(run.name)
-    graph = ExportGraph(
-        network,
-        columns=columns,
-        tta=plan.variant.tta,
-        derive_from=derive_from,
-        derivation=derivation_of(run.task, run.labels(), derive_from) if derive_from else None,
-        temperatures=temperatures,
-    )
+    graph = _graph(run, network, plan, tta=plan.variant.tta)
     export_onnx(graph, path, shape=source.shape)
     parity, probs = measure_parity(graph, path, source, rows)
     said = Predictions(ids=ids, probs=probs, multilabel=run.task.multilabel_heads)
     usually = said
-    if plan.variant.tta or derive_from or temperatures:
+    if plan.variant.tta or graph.derive_from or plan.temperatures.get(run.name):
         usually = replace(said, probs=rerun(ExportGraph(network, columns=columns), source, rows))
     model = info.config.model
     member = Member(
@@ -213,7 +240,7 @@ def _trace(
         licence=_licence(model.name) if model.pretrained else "",
         kit_version=info.kit_version,
         tta=plan.variant.tta,
-        derived_from=derive_from or model.derive_from,
+        derived_from=graph.derive_from or model.derive_from,
         stored=against_stored(run, fold, said, columns),
     )
     return member, said, usually

@@ -2,7 +2,8 @@
 
     manifest.json       format, task, members with parity, cost and provenance, the blend of their runs with its
                         decision rules, priors, out-of-fold score, SHA-256 of all files
-    member_*.onnx       uint8 stored images in, one (batch, C) output of probabilities per head
+    member_*.onnx       uint8 stored images in, one (batch, C) output of probabilities per head; of the first run
+                        without views too, where members have views
     fused.onnx          where it was asked for: all members and their blend in one graph, same input and outputs
     golden.npz          images that show every class, with the probabilities that each run gave them at home
 
@@ -31,7 +32,7 @@ from kaggle_kit.predictions import Probs
 from kaggle_kit.settings import build, plain
 from kaggle_kit.task import Task, task_from_plain, task_to_plain
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 FUSED = "fused.onnx"
@@ -106,7 +107,8 @@ class Member:
         tta: The changes of the image that probabilities are averaged over, beside the image itself; empty: none.
         derived_from: The auxiliary head that probabilities are summed from; empty: the heads' own.
         stored: What is changed by all this against the run's stored out-of-fold predictions, which may have been made
-            in half precision; None where it has none of its own.
+            in half precision; of a training on everything with views or a derived head, against its network without
+            them, on images that it has learned; None where there is nothing to compare with.
         lowered: What the lower precision changes, on images of its fold, or for a training on everything on images it
             has learned; None in full precision.
         kept: What a lower precision leaves in full precision.
@@ -187,6 +189,12 @@ class Bundle:
     seconds_on: str = ""
     created: str = ""
     kit_version: str = kaggle_kit.__version__
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """All .onnx files: members, those of them without views, the fused graph."""
+        plain = [member.plain for member in self.members if member.plain]
+        return (*(member.file for member in self.members), *plain, *([self.fused.file] if self.fused else []))
 
     @property
     def decision(self) -> Decision:
@@ -287,8 +295,7 @@ def _read_manifest(folder: Path) -> Bundle:
         bundle = build(Bundle, {**values, "folder": folder, "task": task})
     except SettingError as error:
         raise BundleError(f"{path}: {error}; make the bundle again") from None
-    needed = [member.file for member in bundle.members] + ([bundle.fused.file] if bundle.fused else [])
-    unlisted = [name for name in (*needed, GOLDEN) if name not in bundle.files]
+    unlisted = [name for name in (*bundle.graphs, GOLDEN) if name not in bundle.files]
     odd = [name for name in bundle.files if Path(name).name != name]
     if unlisted or odd or not bundle.members:
         raise BundleError(f"{path} lists no member, or files it may not: {some_of(odd + unlisted)}; make it again")

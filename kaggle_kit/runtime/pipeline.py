@@ -45,6 +45,7 @@ class Timings:
         reading_s: Of the thread that reads, beside the others.
         computing_s: Of graphs and mixing, over all devices.
         waiting_s: Of devices without images.
+        first_s: Until the first batch was finished.
         images: Computed.
     """
 
@@ -52,6 +53,7 @@ class Timings:
     reading_s: float = 0.0
     computing_s: float = 0.0
     waiting_s: float = 0.0
+    first_s: float = 0.0
     images: int = 0
 
 
@@ -114,7 +116,8 @@ class Pipeline:
         self._reader_done = self._stop = self._over = False
         self._errors: list[BaseException] = []
         self._devices = 0
-        self._reading_s = self._computing_s = self._waiting_s = self._overhead_s = 0.0
+        self._reading_s = self._computing_s = self._waiting_s = self._overhead_s = self._first_s = 0.0
+        self._started = 0.0
         self._images_read = self._images_computed = 0
 
     @property
@@ -137,7 +140,7 @@ class Pipeline:
         Raises:
             KitError: When images cannot be read or computed.
         """
-        started = self._clock()
+        self._started = started = self._clock()
         if self._left:
             self._start()
             try:
@@ -153,6 +156,7 @@ class Pipeline:
             reading_s=self._reading_s,
             computing_s=self._computing_s,
             waiting_s=self._waiting_s,
+            first_s=self._first_s,
             images=self._images_computed,
         )
 
@@ -356,6 +360,7 @@ class Pipeline:
             if self._over:  # what is written by now is what counts
                 return
             self._results.put(batch, probs)
+            self._first_s = self._first_s or self._clock() - self._started
             self._buffers.append(work.buffer)
             self._computing_s += computed
             self._overhead_s += self._clock() - started - computed

@@ -121,6 +121,7 @@ def write_report(out: Path, predictor: Predictor, predicted: Predicted, *, stage
         "seconds": {stage: round(seconds, 3) for stage, seconds in stages.seconds.items()},
         "computed": timings.images,
         "images_per_s": round(timings.images / timings.seconds, 2) if timings.seconds else None,
+        "first_batch_s": round(timings.first_s, 3),
         "reading_s": round(timings.reading_s, 3),
         "computing_s": round(timings.computing_s, 3),
         "waiting_for_images_s": round(timings.waiting_s, 3),

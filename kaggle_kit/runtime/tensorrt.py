@@ -182,7 +182,7 @@ def build_engines(bundle_folder: Path, out: Path, *, say: Say, batch: int = BATC
     """
     bundle = open_bundle(bundle_folder)
     key = engine_key(device_id=device_id)
-    names = [member.file for member in bundle.members] + ([bundle.fused.file] if bundle.fused else [])
+    names = bundle.graphs
     shape = (*bundle.task.stored_size, bundle.task.images.channels)
     say(f"{len(names)} graph(s), batches of {batch}, on {key.gpu} (driver {key.driver}) with TensorRT {key.tensorrt}")
     seconds = {}

@@ -96,6 +96,9 @@ def verify_bundle(folder: Path, *, say: Callable[[str], object] = print_line) ->
             provider, probs = _run_graph(bundle, member.file, images, tolerance=golden.tolerance)
             parts.append(probs)
             rows.append(Row(what=member.file, found=f"{_describe_member(member)}; on {provider}"))
+            if member.plain:
+                _run_graph(bundle, member.plain, images, tolerance=golden.tolerance)
+                rows.append(Row(what=member.plain, found="the same without views, for when there is no time for them"))
         runs[name] = mean_probs(parts)
         distance = furthest_run({name: runs[name]}, golden)
         check_distance(distance, golden, images)
@@ -128,7 +131,7 @@ def format_verified(verified: Verified) -> list[str]:
 
 def _check_graphs_listed(bundle: Bundle) -> None:
     """Refuse graphs that nothing in the bundle would run, or that two members share."""
-    used = [member.file for member in bundle.members] + ([bundle.fused.file] if bundle.fused else [])
+    used = bundle.graphs
     twice = sorted({name for name in used if used.count(name) > 1})
     if twice:
         raise BundleError(f"{bundle.folder / MANIFEST} lists {twice[0]!r} for two members; make the bundle again")
