@@ -46,6 +46,7 @@ def test_the_readme_shows_the_whole_way() -> None:
         *("train", "train", "sweep", "baseline", "baseline"),
         *("blend", "blend", "blend", "blend"),
         *("export", "bundle", "bundle", "bundle", "runs"),
+        *("predict", "bench"),
     ]
 
 
