@@ -137,8 +137,8 @@ def simulate(
     while len(spoke) < total and budget.left_s > 0:
         for name, session in sessions.items():
             session.seconds = take[name] * speed(clock.now - started)
-        level, stop_at = budget.choose(total - len(spoke))
         number = min(8, total - len(spoke))
+        level, stop_at = budget.choose(total - len(spoke), batch=number)
         _, reached = ladder.run(images(number), level, stop_at=stop_at)
         spoke += [reached.num_runs if not reached.cut else 0] * number
     return clock.now - started, spoke, clock
@@ -173,6 +173,11 @@ class TestBudget:
     def test_time_that_is_left_over_goes_to_the_last_images(self) -> None:
         _, spoke, _ = simulate(2000, limit_s=50.0)
         assert sorted(spoke[30:]) == spoke[30:]
+
+    @pytest.mark.parametrize("total", [1, 8, 9])
+    def test_few_images_have_all_the_time_there_is(self, total: int) -> None:
+        _, spoke, _ = simulate(total, limit_s=10.0, speed=lambda _now: 10.0)
+        assert set(spoke) == {3}
 
     def test_too_little_time_for_anything_ends_at_once(self) -> None:
         used, spoke, _ = simulate(2000, limit_s=5.0)

@@ -14,7 +14,7 @@ from kaggle_kit.runtime.levels import Costs, Level
 
 MARGIN = 0.05  # of the task's own limit: what starts before the kernel's first line, and what a slow disk takes
 EXPLORED = 3  # batches that run at the highest level, whatever it takes, so that all of it is measured
-EXPLORING_SHARE = 0.02  # of the time left that such a batch may take before it begins no further run
+EXPLORING_SHARE = 0.02  # of the time left, or its share of the images, that it may take before it begins no further run
 SAFETY = 1.03  # how much longer the images left are taken to be than they were
 
 
@@ -42,12 +42,13 @@ class Budget:
         return self.end - self._clock()
 
     def choose(
-        self, images_left: int, *, num_workers: int = 1, overhead_s: float = 0.0, read_s: float = 0.0
+        self, images_left: int, *, batch: int = 1, num_workers: int = 1, overhead_s: float = 0.0, read_s: float = 0.0
     ) -> tuple[Level, float]:
         """Return the level for the next images, and the time from which on they begin no further run.
 
         Args:
             images_left: All that are not finished, these included.
+            batch: How many are next.
             num_workers: How many devices share them.
             overhead_s: Seconds an image takes beside the graphs.
             read_s: Seconds an image takes to be read, meanwhile.
@@ -55,13 +56,9 @@ class Budget:
         whole = self.levels[-1]
         if self._explored < EXPLORED * num_workers and not self.costs.is_measured(whole):
             self._explored += 1
-            return whole, self._clock() + EXPLORING_SHARE * self.left_s
+            return whole, self._clock() + max(EXPLORING_SHARE, batch / images_left) * self.left_s
         for level in reversed(self.levels):
             each = max(read_s, (self.costs.of(level) + overhead_s) / num_workers)
             if SAFETY * each * images_left <= self.left_s:
                 return level, self.end
         return self.levels[0], self.end
-
-    def can_finish(self, images: int) -> bool:
-        """Return whether there is time for so many images at the lowest level."""
-        return self.costs.of(self.levels[0]) * images <= self.left_s

@@ -341,8 +341,8 @@ class Pipeline:
 
     def _compute_one(self, ladder: Ladder, work: _Work) -> None:
         started = self._clock()
-        level, stop_at = self._choose()
         number = len(work.rows)
+        level, stop_at = self._choose(number)
         if len(work.broken) == number:
             probs, reached = {head: np.repeat(values, number, axis=0) for head, values in self._priors.items()}, level
         else:
@@ -368,12 +368,12 @@ class Pipeline:
             self._left -= number
             self._state.notify_all()
 
-    def _choose(self) -> tuple[Level, float]:
+    def _choose(self, number: int) -> tuple[Level, float]:
         with self._state:
             read_s = self._reading_s / self._images_read if self._images_read else 0.0
             overhead_s = self._overhead_s / self._images_computed if self._images_computed else 0.0
             return self._budget.choose(
-                self._left, num_workers=max(self._devices, 1), overhead_s=overhead_s, read_s=read_s
+                self._left, batch=number, num_workers=max(self._devices, 1), overhead_s=overhead_s, read_s=read_s
             )
 
     def _not_finite(self, ids: list[str], probs: Probs) -> dict[str, str]:
