@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from kaggle_kit.errors import DataError, KitError, some_of
+
+_Use = Literal["unfinished", "replaced"]  # what a temporary folder beside NAME is for: .NAME.USE.RANDOM
 
 
 @contextmanager
@@ -88,6 +92,9 @@ def check_replaceable(folder: Path, own: Collection[str], *, what: str, error: t
 def replacing_folder(folder: Path, own: Collection[str], *, what: str, error: type[KitError]) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of `folder` when the block ends without an error.
 
+    What killed processes left beside it goes, but for a `folder` that they had moved away: where it is missing at the
+    end, it comes back.
+
     Args:
         folder: May be absent, empty, or hold an earlier `what` and nothing else.
         own: The names an earlier `what` in this folder is made of; empty when there is none.
@@ -100,21 +107,85 @@ def replacing_folder(folder: Path, own: Collection[str], *, what: str, error: ty
     folder = folder.resolve()
     check_replaceable(folder, own, what=what, error=error)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    temporary.chmod(0o755)
+    _sweep(folder, "unfinished")
     try:
-        yield temporary
-        put_folder(temporary, folder)
+        with _temporary_beside(folder, "unfinished") as temporary:
+            temporary.chmod(0o755)
+            yield temporary
+            put_folder(temporary, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(folder, "replaced")  # not before: `own` is of the folder as it was found
 
 
 def put_folder(finished: Path, folder: Path) -> None:
     """Rename a finished folder to its place, over whatever is there; both must be in one folder."""
     if folder.exists():
-        old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-        folder.rename(old / folder.name)
-        finished.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with _temporary_beside(folder, "replaced") as old:
+            folder.rename(old / folder.name)
+            finished.rename(folder)
     else:
         finished.rename(folder)
+
+
+@contextmanager
+def _temporary_beside(folder: Path, use: _Use) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that no other process sweeps away while the block runs; then it goes."""
+    temporary, handle = _make_locked(folder, use)
+    try:
+        yield temporary
+    finally:
+        try:
+            _discard(temporary, folder, use)
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+def _make_locked(folder: Path, use: _Use) -> tuple[Path, int | None]:
+    while True:
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.{use}."))
+        handle = _lock(temporary, wait=True)
+        if temporary.exists():
+            return temporary, handle
+        if handle is not None:  # another process swept it away before it was locked
+            os.close(handle)
+
+
+def _sweep(folder: Path, use: _Use) -> None:
+    """Discard the temporary folders of killed processes; what cannot be locked or deleted stays."""
+    prefix = f".{folder.name}.{use}."
+    for path in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        handle = None if "." in path.name[len(prefix) :] else _lock(path, wait=False)  # a dot: of a folder NAME.USE
+        if handle is None:
+            continue
+        try:
+            with suppress(OSError):
+                _discard(path, folder, use)
+        finally:
+            os.close(handle)
+
+
+def _discard(temporary: Path, folder: Path, use: _Use) -> None:
+    """Delete a temporary folder, after putting back what it keeps of a `folder` that is missing."""
+    kept = temporary / folder.name
+    if use == "replaced" and kept.exists() and not folder.exists():
+        kept.rename(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _lock(folder: Path, *, wait: bool) -> int | None:
+    """Return a handle that locks a folder until it is closed or its process ends; None where that cannot be had."""
+    try:
+        import fcntl
+    except ImportError:  # no Unix: nothing is locked, so nothing is swept
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
