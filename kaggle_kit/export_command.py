@@ -138,6 +138,9 @@ def bundle(options: argparse.Namespace) -> tuple[Result, int]:
         raise SettingError("say where the bundle goes with --out DIR, or check one that is there with --verify")
     runs = [read_run(folder) for folder in options.runs]
     chosen: Blend = load_blend(options.blend) if options.blend else equal_blend([run.name for run in runs])
+    left_out = [run.name for run in runs if run.name not in chosen.runs]
+    if left_out:
+        print(f"{', '.join(left_out)} {'is' if len(left_out) == 1 else 'are'} not in the blend and not exported")
     try:
         written = write_bundle(
             runs,
@@ -156,6 +159,7 @@ def bundle(options: argparse.Namespace) -> tuple[Result, int]:
         "out": options.out,
         "members": written.members,
         "shares": shares,
+        "left_out": left_out,
         "oof_score": written.oof_score,
         "change": written.change,
         "fused": written.fused,

@@ -25,7 +25,9 @@ from kaggle_kit.blending.ingredients import check_ingredients, group_ingredients
 from kaggle_kit.entries import entry_of
 from kaggle_kit.errors import BundleError, DataError, ExportError, KitError, PredictionError, SettingError
 from kaggle_kit.export.adopt import adopt_modules, adopt_onnx
+from kaggle_kit.export.adopt_options import find_store
 from kaggle_kit.export.adoption import adopted_hash, check_adopted, format_adoption, read_adoption
+from kaggle_kit.export.bundle import export_runs
 from kaggle_kit.export.likeness import HeadLikeness, Likeness, check_likeness, measure_likeness
 from kaggle_kit.export.onnx import run_onnx
 from kaggle_kit.export.reading import Reading
@@ -687,3 +689,31 @@ def test_the_command_adopts_files(
     ):
         with pytest.raises(KitError, match=problem):
             call("adopt", tmp_path / "other", *words, *extra)
+
+
+def test_the_kit_s_own_exports_are_adopted_as_the_readme_says(
+    trained: tuple[Toy, list[Run]], adopted: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained[1][0]
+    files = [tmp_path / "onnx" / member.file for member in export_runs([run], tmp_path / "onnx", parity_rows=4)]
+    (tmp_path / "task.yaml").write_text(json.dumps(json.loads((adopted.folder / "run.json").read_text())["task"]))
+    result, _ = call(
+        *("adopt", tmp_path / "run", "--name", "own", "--task", tmp_path / "task.yaml", "--data", run.data),
+        *("--packed", run.packed.parent, "--folds", run.folder / "folds.parquet", "--oof", run.oof_file),
+        *("--dtype", "uint8", "--layout", "nhwc", "--activation", "none", "--onnx", *files),
+    )
+    assert capsys.readouterr().out.count(" repeats its predictions") == 2
+    assert result["score"] == pytest.approx(run.score) and read_run(tmp_path / "run").packed == run.packed.resolve()
+
+
+def test_a_folder_stands_for_the_one_store_in_it(given: dict[str, Any], tmp_path: Path) -> None:
+    store = given["packed"].folder
+    assert find_store(store) == store and find_store(store.parent) == store
+    assert find_store(tmp_path) == tmp_path, "which is refused as no store"
+    for name in ("b", "a", ".b.packing", "c"):
+        (tmp_path / name).mkdir()
+        if name != "c":
+            shutil.copy(store / "pack.json", tmp_path / name)
+    message = f"{tmp_path} holds 2 packed stores; give one of '{tmp_path}/a', '{tmp_path}/b'$"
+    with pytest.raises(DataError, match=message):
+        find_store(tmp_path)

@@ -8,6 +8,7 @@ import pytest
 from conftest import Toy
 
 from kaggle_kit.cli import main
+from kaggle_kit.ensemble import equal_blend, save_blend
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime.bundle import load_golden, open_bundle
 
@@ -41,6 +42,20 @@ def test_a_bundle_is_made_whole_and_verified(
 
     code, lines, _ = run_command(capsys, "bundle", "--verify", out, "--json")
     assert code == 0 and json.loads(lines[-1])["sound"] is True
+
+
+def test_runs_that_the_blend_left_out_are_named(
+    trained: tuple[Toy, list[Run]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders, out = [run.folder for run in trained[1]], tmp_path / "bundle"
+    save_blend(equal_blend(["test_resnet"]), tmp_path / "blend.json")
+    code, lines, _ = run_command(
+        capsys, "bundle", *folders, "--blend", tmp_path / "blend.json", "--out", out, "--json", *LOOSE
+    )
+    assert code == 0, _
+    assert lines.count("test_efficientnet is not in the blend and not exported") == 1
+    assert json.loads(lines[-1])["left_out"] == ["test_efficientnet"]
+    assert {member.run for member in open_bundle(out).members} == {"test_resnet"}
 
 
 def test_a_bundle_that_is_not_sound_exits_with_1_and_says_why(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ from kaggle_kit.ensemble import blend_predictions, equal_blend
 from kaggle_kit.errors import BundleError
 from kaggle_kit.export.blended import common_task, shared_oofs
 from kaggle_kit.export.bundle import write_bundle
-from kaggle_kit.folds import labels_hash, make_folds
+from kaggle_kit.folds import Folds, labels_hash, make_folds
 from kaggle_kit.labels import class_shares, read_labels
 from kaggle_kit.mixes import MixKind
 from kaggle_kit.predictions import Predictions
-from kaggle_kit.runs import Run
+from kaggle_kit.runs import Run, read_run
 from kaggle_kit.runtime.predictor import Predictor
 from kaggle_kit.runtime.submitting import predict_submission
 from kaggle_kit.sources import PackedSource
@@ -146,6 +147,39 @@ def test_other_differences_are_named(runs: list[Run], changes: dict[str, Any], m
     other = task_from_plain(task_to_plain(runs[0].task) | changes)
     with pytest.raises(BundleError, match=message):
         common_task([runs[0], dataclasses.replace(runs[1], task=other)], equal_blend(["a", "b"]))
+
+
+def trained_on_other_labels(run: Run, folder: Path) -> Run:
+    """Return a copy of a run that was trained on labels of which one is of another class."""
+    data, table = shutil.copytree(run.data, folder / "data"), folder / "data" / "train.csv"
+    columns, first, *rest = table.read_text().splitlines()
+    cells = dict(zip(columns.split(","), first.split(","), strict=True))
+    cells["vowel"] = str(1 - int(cells["vowel"]))
+    table.write_text("\n".join([columns, ",".join(cells.values()), *rest]))
+    other = dataclasses.replace(read_run(shutil.copytree(run.folder, folder / run.name)), data=data)
+    folds = dataclasses.replace(Folds.load(run.folder / "folds.parquet"), data_hash=labels_hash(other.labels()))
+    folds.save(other.folder / "folds.parquet")
+    return other
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_runs_that_were_trained_on_different_labels_are_in_no_bundle(
+    runs: list[Run], tmp_path: Path, names: str
+) -> None:
+    chosen = {"a": runs[0], "b": trained_on_other_labels(runs[1], tmp_path)}
+    message = (
+        "no bundle can hold these runs: runs '.' and '.' were trained on different labels: 1 of .* are of other "
+        "classes.*; blend runs that were trained on one label file"
+    )
+    with pytest.raises(BundleError, match=message):
+        write_bundle([chosen[name] for name in names], equal_blend(list(names)), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_runs_whose_labels_have_changed_since_are_in_no_bundle(runs: list[Run], tmp_path: Path) -> None:
+    changed = dataclasses.replace(runs[1], data=trained_on_other_labels(runs[1], tmp_path).data)
+    with pytest.raises(BundleError, match="the labels in .* have changed since run 'b' was trained"):
+        common_task([runs[0], changed], equal_blend(["a", "b"]))
 
 
 def test_a_blend_of_other_classes_is_refused(runs: list[Run]) -> None:

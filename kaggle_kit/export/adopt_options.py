@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kaggle_kit.errors import SettingError
+from kaggle_kit.errors import DataError, SettingError, some_of
 
 if TYPE_CHECKING:
     from kaggle_kit.export.reading import Reading
@@ -30,7 +30,7 @@ def add_adopt_options(parser: argparse.ArgumentParser) -> None:
         ("name", str, "NAME", "what the model is called in the ledger; the run is called as its folder"),
         ("task", str, "TASK", "a preset's name or a task.yaml"),
         ("data", Path, "DATA", "the competition's data folder"),
-        ("packed", Path, "DIR", "its packed images, from `kaggle-kit pack` or beside a run"),
+        ("packed", Path, "DIR", "its packed images, from `kaggle-kit pack`, or `packed_images` beside a run"),
         ("folds", Path, "FILE", "folds.parquet: which model was validated on which images"),
         ("oof", Path, "FILE", ".npz of `ids` and `probs/HEAD`: each image's probabilities by the model of its fold"),
     ):
@@ -109,12 +109,28 @@ def adopt_by_options(options: argparse.Namespace) -> Run:
         name=options.name,
         task=read_task(options.task),
         data=options.data,
-        packed=PackedSource(options.packed),
+        packed=PackedSource(find_store(options.packed)),
         folds=Folds.load(options.folds),
         oof=Predictions.load(options.oof),
         reading=reading_of(options),
         like=read_run(options.like) if options.like else None,
     )
+
+
+def find_store(folder: Path) -> Path:
+    """Return a folder itself, or the one packed store that lies in it, as in `packed_images` beside a run.
+
+    Raises:
+        DataError: Naming the stores, where several lie in it.
+    """
+    from kaggle_kit.sources.packed import META
+
+    if (folder / META).is_file():
+        return folder
+    stores = [path.parent for path in sorted(folder.glob(f"[!.]*/{META}"))]
+    if len(stores) > 1:
+        raise DataError(f"{folder} holds {len(stores)} packed stores; give one of {some_of(map(str, stores), 9)}")
+    return stores[0] if stores else folder
 
 
 def reading_of(options: argparse.Namespace) -> Reading:

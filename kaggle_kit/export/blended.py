@@ -7,9 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kaggle_kit.blending.joining import describe_differences, match_classes, order_classes
+from kaggle_kit.blending.joining import (
+    check_same_labels,
+    check_unchanged,
+    describe_differences,
+    match_classes,
+    order_classes,
+)
 from kaggle_kit.ensemble import Blend
-from kaggle_kit.errors import BundleError, SettingError
+from kaggle_kit.errors import BundleError, DataError, SettingError
 from kaggle_kit.export.graph import Columns
 from kaggle_kit.predictions import Predictions, take_columns
 from kaggle_kit.runs import Run
@@ -24,7 +30,7 @@ def common_task(runs: Sequence[Run], blend: Blend) -> tuple[Task, dict[str, Colu
     What was learned beside the task is left out, which a bundle neither holds nor needs.
 
     Raises:
-        BundleError: Naming the runs and in what their tasks differ.
+        BundleError: Naming the runs and in what their tasks differ, or that they were trained on different labels.
     """
     first = runs[0]
     try:
@@ -41,7 +47,23 @@ def common_task(runs: Sequence[Run], blend: Blend) -> tuple[Task, dict[str, Colu
                 f"the tasks of runs {first.name!r} and {run.name!r} differ in {different}; a bundle holds members of "
                 "one task that read the same images: train both on one task file, or blend one of the two"
             )
+    _check_labels(runs)
     return task, columns
+
+
+def _check_labels(runs: Sequence[Run]) -> None:
+    """Refuse runs that were trained on different labels; one alone has nothing to differ from."""
+    first, others = runs[0], runs[1:]
+    if not others:
+        return
+    labels, folds = first.labels(), first.fold_table()
+    try:
+        check_unchanged(first, labels, folds)
+        for run in others:
+            columns = match_classes((first.task.without_auxiliary(), run.task), (first.name, run.name))
+            check_same_labels((first, run), labels, (folds, run.fold_table()), columns)
+    except DataError as error:
+        raise BundleError(f"no bundle can hold these runs: {error}") from None
 
 
 def blended_runs(runs: Sequence[Run], blend: Blend) -> list[Run]:
