@@ -81,7 +81,9 @@ class TestLadder:
         assert reached == levels[-2]
         assert not sessions["c0"].batches
         _, reached = ladder.run(images(2), levels[-1], stop_at=clock.now - 5)
-        assert reached == levels[1], "the first run speaks whatever the clock says"
+        assert (reached.files, reached.num_runs, reached.cut) == (("a0",), 1, True), "one network speaks in any case"
+        _, reached = ladder.run(images(2), levels[-1], stop_at=clock.now + 3)
+        assert reached == levels[1]
 
     def test_images_at_once_are_halved_where_memory_runs_out(self) -> None:
         clock = Clock()
@@ -194,3 +196,6 @@ class TestBudget:
         assert budget.choose(1000, num_workers=2)[0] == levels[-1]
         assert budget.choose(1000, num_workers=2, overhead_s=0.02)[0] == levels[2]
         assert budget.choose(1000, num_workers=2, read_s=0.04)[0] == levels[0], "nothing fits then"
+        assert budget.choose(256, batch=256, num_workers=2)[0] == levels[-1]
+        clock.now += 22
+        assert budget.choose(256, batch=256, num_workers=2)[0] == levels[2], "the last batch runs on one device"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ import pytest
 from staged import SHAPE, Session, make_bundle, make_ladder
 
 from kaggle_kit.errors import BundleError, DataError, PredictionError
+from kaggle_kit.runtime import pipeline
 from kaggle_kit.runtime.budget import Budget
 from kaggle_kit.runtime.levels import Ladder
-from kaggle_kit.runtime.pipeline import Pipeline, Timings
+from kaggle_kit.runtime.pipeline import LostDeviceError, Pipeline, Timings
 from kaggle_kit.runtime.results import Batch, Results
 from kaggle_kit.sources import Chunk
 from kaggle_kit.sources.protocol import split_rows
@@ -93,13 +95,14 @@ def go(
     tolerant: bool = False,
     batch: int = 8,
     spare: Callable[[], Ladder] | None = None,
+    grace_s: float = 2.0,
 ) -> tuple[Results, Timings, list[str]]:
     """Go through a source on devices of these graphs."""
     bundle, said = make_bundle(), []
     made = [make_ladder(bundle, sessions, time.monotonic, piece=batch) for sessions in devices]
     _, levels, costs, _ = made[0]
     results = results or Results({"category": 5}, source.ids, batch=batch)
-    pipeline = Pipeline(
+    made_pipeline = Pipeline(
         source,  # type: ignore[arg-type]
         results,
         [ladder for ladder, *_ in made],
@@ -108,8 +111,9 @@ def go(
         tolerant=tolerant,
         say=said.append,
         spare=spare,
+        grace_s=grace_s,
     )
-    return results, pipeline.run(every_s=0.01), said
+    return results, made_pipeline.run(every_s=0.01), said
 
 
 def graphs(**options) -> dict[str, Still]:
@@ -188,7 +192,7 @@ def test_the_cpu_takes_over_from_the_last_device_and_then_nobody() -> None:
         bad = {name: Still(spoil(50)) for name in FILES}
         spare = make_ladder(bundle, bad if spare_fails else graphs(), time.monotonic, piece=8)[0]
         if spare_fails:
-            with pytest.raises(BundleError, match=r"device 0 is lost \(CUDA failure 700.*; run it again"):
+            with pytest.raises(LostDeviceError, match=r"device 0 is lost \(CUDA failure 700.*; run it again"):
                 go(Made(100), bad, spare=lambda spare=spare: spare)
             continue
         results, _, said = go(Made(100), bad, spare=lambda spare=spare: spare)
@@ -212,7 +216,6 @@ def test_nan_stops_it_but_for_the_rerun() -> None:
 
 
 def test_time_that_is_over_ends_it_and_a_device_that_hangs_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kaggle_kit.runtime.pipeline.GRACE_S", 0.05)
     release = threading.Event()
 
     def hang(images: np.ndarray) -> None:
@@ -221,7 +224,7 @@ def test_time_that_is_over_ends_it_and_a_device_that_hangs_does_not_matter(monke
 
     sessions = {name: Still(hang) for name in FILES}
     started = time.monotonic()
-    results, _, _ = go(Made(100), sessions, end=started + 0.5)
+    results, _, _ = go(Made(100), sessions, end=started + 0.5, grace_s=0.05)
     assert time.monotonic() - started < 3
     assert results.missing() == [range(40, 100)]
     release.set()
@@ -252,8 +255,6 @@ def test_an_error_of_ours_is_raised_as_it_is() -> None:
 
 
 def test_images_of_a_mapped_file_are_brought_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kaggle_kit.runtime import pipeline
-
     np.save(tmp_path / "x.npy", np.zeros((50, 64, 64, 1), np.uint8))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     touched: list[int] = []
@@ -266,3 +267,26 @@ def test_images_of_a_mapped_file_are_brought_into_memory(tmp_path: Path, monkeyp
 def test_a_pass_over_nothing_says_so() -> None:
     assert go(Made(0), graphs())[1].images == 0
     assert list(itertools.chain(*go(Made(0), graphs())[0].missing())) == []
+
+
+def test_a_graph_that_does_not_load_on_one_device_is_that_device_s_trouble() -> None:
+    def missing(_images: np.ndarray) -> None:
+        raise BundleError("member_b.onnx does not load in onnxruntime")
+
+    bad = {name: Still(missing if name == "c0" else lambda _images: None) for name in FILES}
+    results, _, _ = go(Made(100), bad, graphs(seconds=0.001))
+    assert (shares(results) == np.arange(100)).all()
+
+
+def test_reading_is_never_made_less_nice_than_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "getpriority", lambda _which, _who: 12)
+    monkeypatch.setattr(os, "setpriority", lambda _which, _who, value: asked.append(value))
+    pipeline._be_nice()
+    assert asked == [12]
+
+    def refuse(*_arguments: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    pipeline._be_nice()

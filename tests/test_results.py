@@ -148,3 +148,48 @@ def test_no_images_need_no_room(tmp_path: Path) -> None:
     with Results(CLASSES, np.zeros(0, np.str_), batch=4, folder=tmp_path) as results:
         assert results.missing() == []
         assert results.probs()["root"].shape == (0, 3)
+
+
+def test_a_disk_that_fills_up_costs_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with Results(CLASSES, IDS, batch=4, folder=tmp_path, key="k", say=said.append) as results:
+        put(results, range(4))
+        real = os.write
+
+        def full(handle: int, data: bytes) -> int:
+            if handle in results._files.values():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(handle, data)
+
+        monkeypatch.setattr(os, "write", full)
+        put(results, range(4, 8))
+        put(results, range(8, 10))
+        expected = np.concatenate([probs_of(rows)["root"] for rows in (range(4), range(4, 8), range(8, 10))])
+        assert (results.probs()["root"] == expected).all()
+        assert results.missing() == []
+    assert said == [
+        "WARNING the disk takes no more (No space left on device); what is finished from here on is lost should this "
+        "process be killed"
+    ]
+    monkeypatch.undo()
+    with make(tmp_path) as again:
+        assert again.missing() == [range(4, 10)]
+
+
+def test_batches_that_are_not_good_enough_are_computed_again(tmp_path: Path) -> None:
+    with make(tmp_path) as first:
+        put(first, range(4), num_runs=1)
+        put(first, range(4, 8), num_runs=2)
+    with Results(CLASSES, IDS, batch=4, folder=tmp_path, key="k", accept=lambda batch: batch.num_runs > 1) as second:
+        assert second.missing() == [range(4), range(8, 10)]
+
+
+def test_what_is_left_of_another_bundle_is_not_opened(tmp_path: Path) -> None:
+    with make(tmp_path, key="bundle1 x") as first:
+        put(first, range(4))
+        with pytest.raises(KitError, match="another process is predicting"):
+            Results.left_in(tmp_path, key_start="bundle1")
+    assert Results.left_in(tmp_path, key_start="bundle2") is None
+    left = Results.left_in(tmp_path, key_start="bundle1")
+    assert left is not None
+    left.close()

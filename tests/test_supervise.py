@@ -17,9 +17,10 @@ from kaggle_kit.runs import Run
 from kaggle_kit.runtime import submitting, supervise
 from kaggle_kit.runtime.mounts import RERUN_VARIABLE, RUN_TYPE_VARIABLE
 from kaggle_kit.runtime.predictor import Predictor
-from kaggle_kit.runtime.results import DONE
+from kaggle_kit.runtime.results import DONE, Batch
 from kaggle_kit.runtime.submitting import finish_submission, parts_folder, predict_submission
 from kaggle_kit.runtime.supervise import submit
+from kaggle_kit.sources import open_source
 from kaggle_kit.submission import expected_rows, read_submission, validate_submission
 
 CHILD = supervise._CHILD
@@ -96,8 +97,8 @@ def test_what_can_be_mended_ends_at_once_but_leaves_a_submission_in_the_rerun(
     place: tuple[Path, Path, Path], trained: tuple[Toy, list[Run]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, data, out = place
-    shard = data / "test_0.parquet"
-    shard.write_bytes(shard.read_bytes()[:-100])
+    for shard in data.glob("test_*.parquet"):
+        shard.write_bytes(shard.read_bytes()[:-100])
     assert submit(bundle, data, out, say=quiet) == 2
     assert not out.exists()
     monkeypatch.setenv(RERUN_VARIABLE, "1")
@@ -199,7 +200,7 @@ class TestLimits:
         real = submitting.Predictor
 
         class Slow(real):  # type: ignore[misc,valid-type]
-            def predict(self, source, *, end, results):
+            def predict(self, source, *, end, **options):
                 from kaggle_kit.runtime.backends import OnnxSession
 
                 run = OnnxSession.run
@@ -209,7 +210,7 @@ class TestLimits:
                     return run(session, images)
 
                 monkeypatch.setattr(OnnxSession, "run", slow)
-                return super().predict(source, end=time.monotonic() + 2.2, results=results)
+                return super().predict(source, end=time.monotonic() + 2.2, **options)
 
         monkeypatch.setattr(submitting, "Predictor", Slow)
         said: list[str] = []
@@ -283,3 +284,86 @@ def test_a_bundle_is_measured_and_its_costs_are_what_blend_reads(
     assert all(seconds > 0 for seconds in found.seconds.values())
     result = json.loads(told.splitlines()[-1])
     assert {speed["batch"] for speed in result["speeds"]} == {1, 4}
+
+
+def test_a_submission_that_is_whole_stays_whatever_becomes_of_the_process_afterwards(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data, out = place
+    child_that(monkeypatch)
+    assert submit(bundle, data, out, say=quiet) == 0
+    expected = out.read_bytes()
+    imports, rest = CHILD.split("; from ", 1)
+    late = "from kaggle_kit.runtime.results import Results; import os; Results.remove = lambda _results: os.abort()"
+    monkeypatch.setattr(supervise, "_CHILD", f"{imports}; {SMALL}{late}; from {rest}")
+    said: list[str] = []
+    assert submit(bundle, data, out, say=said.append) == 0
+    assert out.read_bytes() == expected
+    assert not said
+
+
+def test_a_report_that_cannot_be_written_costs_nothing(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(submitting, "write_report", full)
+    bundle, data, out = place
+    said: list[str] = []
+    predict_submission(bundle, data, out, say=said.append)
+    assert "WARNING there is no report: No space left on device" in said
+    assert len(out.read_text().splitlines()) == 1 + 18
+
+
+@pytest.mark.parametrize("limit_s", [60.0, 6840.0, 30780.0])
+def test_a_process_is_killed_only_after_it_should_have_ended_and_time_is_left_to_write(limit_s: float) -> None:
+    told, killed = limit_s * supervise.TOLD_SHARE, limit_s * supervise.KILLED_SHARE
+    reserved = submitting._reserve_s(told, write_s=1.0)
+    assert told - reserved + reserved / 4 < told < killed - 1
+    assert limit_s - killed >= 1.5
+    assert told - reserved >= 0.86 * limit_s
+
+
+def test_a_shard_without_its_end_costs_its_own_images_in_the_rerun(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data, out = place
+    shard = data / "test_0.parquet"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(DataError, match="test_0.parquet is not a whole parquet file"):
+        predict_submission(bundle, data, out, say=quiet)
+    monkeypatch.setenv(RERUN_VARIABLE, "1")
+    said: list[str] = []
+    predicted = predict_submission(bundle, data, out, say=said.append)
+    assert set(predicted.broken) == {f"Test_{number}" for number in range(5)}
+    assert any("going on with 1 shard(s) that can be read" in line for line in said)
+    assert not any("time was short" in line for line in said)
+
+
+def test_what_a_limit_cut_short_is_computed_again_where_there_is_none(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data, out = place
+    monkeypatch.setattr("kaggle_kit.runtime.predictor.BATCH", 2)
+    predictor = Predictor(bundle, say=quiet)
+    expected = predict_submission(bundle, data, out, say=quiet).predictions
+    source = open_source(predictor.bundle.task, "test", data)
+    key = submitting.results_key(predictor.bundle, source, num_runs=None, fused=None, device="auto")
+    with predictor.make_results(source.ids, folder=parts_folder(out), key=key) as results:
+        results.put(Batch(rows=range(2), num_runs=1), predictor.answers.priors(2))
+        results.put(Batch(rows=range(2, 4), num_runs=2, cut=True), predictor.answers.priors(2))
+    found = predict_submission(bundle, data, out, say=quiet)
+    assert all((found.predictions.probs[head] == values).all() for head, values in expected.probs.items())
+
+
+def test_what_the_process_started_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "pid"
+    child = (
+        "import subprocess, time; p = subprocess.Popen(['sleep', '60']); "
+        f"open({str(told)!r}, 'w').write(str(p.pid)); time.sleep(60)"
+    )
+    monkeypatch.setattr(supervise, "_CHILD", child)
+    assert supervise._run_child({}, kill_at=time.monotonic() + 1.5) == -9
+    state = Path(f"/proc/{told.read_text()}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"

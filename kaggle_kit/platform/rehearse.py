@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -305,7 +306,7 @@ def _run_kernel(
             return _watch(child, log, started, time_limit_s=time_limit_s, memory_gb=memory_gb, echo=echo)
         finally:
             if child.poll() is None:  # Ctrl-C here must not leave it running for hours
-                _kill_group(child)
+                _kill_session(child)
                 child.wait()
 
 
@@ -329,7 +330,7 @@ def _watch(
             elif not killed_for and peak > memory_gb:
                 killed_for = "memory"
             if killed_for:
-                _kill_group(child)
+                _kill_session(child)
             for line in lines:
                 echo(f"    {line.rstrip()}")
         for line in lines:
@@ -338,23 +339,28 @@ def _watch(
     return _Outcome(returncode=child.returncode, killed_for=killed_for, seconds=seconds, peak_gb=peak)
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
-    if hasattr(os, "killpg"):
-        os.killpg(child.pid, signal.SIGKILL)
-    else:
-        child.kill()
+def _kill_session(child: subprocess.Popen[bytes]) -> None:
+    """Kill the kernel and all that it started, whatever groups they made of themselves."""
+    for pid, _ in _processes_of(child.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    child.kill()
 
 
-def _memory_gb(session: int) -> float:
-    """Return the resident memory of all processes of a session, from /proc; 0 where there is none."""
-    pages = 0
+def _processes_of(session: int) -> Iterator[tuple[int, int]]:
+    """Yield (process id, resident pages) of a session's processes, from /proc; none where there is none."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
         except OSError:  # it has ended
             continue
         if int(fields[3]) == session:
-            pages += int(fields[21])
+            yield int(path.parent.name), int(fields[21])
+
+
+def _memory_gb(session: int) -> float:
+    """Return the resident memory of all processes of a session; 0 where the system does not tell."""
+    pages = sum(own for _, own in _processes_of(session))
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 30) if pages else 0.0
 
 

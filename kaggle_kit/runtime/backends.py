@@ -65,6 +65,8 @@ class OnnxSession:
             BundleError: When the file does not load, or not on the device that was asked for.
         """
         self._batch: int | None = None
+        self._place = (path, device_id)
+        self._say = say or _say_nothing
         self.passed_over: tuple[str, ...] = ()
         if device == "openvino":
             self._session: Any = OpenVinoSession(path)
@@ -73,7 +75,7 @@ class OnnxSession:
         if device == "tensorrt" or (device == "auto" and engines is not None):
             try:
                 self._session, self._batch = _start_tensorrt(
-                    path, engines, build_s=build_s, device_id=device_id, say=say or _say_nothing
+                    path, engines, build_s=build_s, device_id=device_id, say=self._say
                 )
             except BundleError as error:
                 if device == "tensorrt":
@@ -96,8 +98,20 @@ class OnnxSession:
         if self._batch is None:
             return self._run(images)
         starts = range(0, max(len(images), 1), self._batch)
-        parts = [self._run_padded(images[start : start + self._batch], self._batch) for start in starts]
+        try:
+            parts = [self._run_padded(images[start : start + self._batch], self._batch) for start in starts]
+        except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no other base
+            self._leave_tensorrt(error)
+            return self._run(images)
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def _leave_tensorrt(self, error: Exception) -> None:
+        """Go on without TensorRT: ONNX Runtime's own fallback forgets which GPU it is on, and says nothing."""
+        path, device_id = self._place
+        reason = f"TensorRT was left in the middle of a run: {brief(error)}"
+        self._session, self._batch = _start(path, "auto", device_id), None
+        self.passed_over = (*self.passed_over, reason)
+        self._say(f"WARNING {path.name}: {reason}; going on with {self.provider}")
 
     def _run_padded(self, images: Image, batch: int) -> Probs:
         """Return what a batch of another size gives at the engine's own."""
@@ -158,9 +172,7 @@ def _start_tensorrt(
         why = stale_reason(engines, key, {path.name: file_sha256(path)})
         if not why:
             shape, batch = engines.shape, engines.batch
-            session = tensorrt.start_session(path, engines.folder, shape=shape, batch=batch, device_id=device_id)
-            session.enable_fallback()  # to CUDA, should TensorRT fail in the middle of a run
-            return session, batch
+            return tensorrt.start_session(path, engines.folder, shape=shape, batch=batch, device_id=device_id), batch
     if build_s is None:
         raise BundleError(f"{why}; build them with kernels/build_engine on this GPU")
     earlier = engines.seconds.get(path.name, max(engines.seconds.values(), default=0.0)) if engines else 0.0
@@ -184,9 +196,7 @@ def _build_and_start(
             path, folder, shape=shape, batch=batch, device_id=device_id, say=say, limit_s=limit_s
         )
         say(f"{path.name}: built in {seconds:,.0f} s")
-        session = tensorrt.start_session(path, folder, shape=shape, batch=batch, device_id=device_id)
-        session.enable_fallback()
-        return session
+        return tensorrt.start_session(path, folder, shape=shape, batch=batch, device_id=device_id)
 
 
 def _input_shape(path: Path) -> Shape:

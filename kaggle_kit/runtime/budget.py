@@ -58,7 +58,8 @@ class Budget:
             self._explored += 1
             return whole, self._clock() + max(EXPLORING_SHARE, batch / images_left) * self.left_s
         for level in reversed(self.levels):
-            each = max(read_s, (self.costs.of(level) + overhead_s) / num_workers)
-            if SAFETY * each * images_left <= self.left_s:
+            alone = self.costs.of(level) + overhead_s
+            each = max(read_s, alone / num_workers)
+            if SAFETY * max(each * images_left, alone * batch) <= self.left_s:
                 return level, self.end
         return self.levels[0], self.end

@@ -59,10 +59,13 @@ class Loader:
     def __call__(self, path: Path) -> OnnxSession:
         """Open a graph, or return it where it is open."""
         if path not in self._open:
+            before = {session.provider for session in self._open.values()}
             left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
             self._open[path] = OnnxSession(
                 path, device=self.device, engines=self._engines, build_s=left, device_id=self.device_id, say=self._say
             )
+            if before and self._open[path].provider not in before:
+                self._say(f"WARNING {path.name}: {describe_session(self._open[path])}")
         return self._open[path]
 
     def elsewhere(self, *, device: Device | None = None, device_id: int = 0) -> Loader:

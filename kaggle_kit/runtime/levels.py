@@ -24,7 +24,10 @@ from kaggle_kit.runtime.bundle import Bundle, Member
 Load = Callable[[Path], OnnxSession]
 
 KEPT = 0.8  # of what was measured before, at each batch: speeds change in the course of hours
-MEMORY_WORDS = ("out of memory", "failed to allocate", "bad allocation", "bad_alloc", "cuda failure 2", "alloc_failed")
+MEMORY_WORDS = (
+    *("out of memory", "outofmemory", "failed to allocate", "bad allocation", "bad_alloc"),
+    *("cuda failure 2:", "alloc_failed", "allocation_failed"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,15 +170,23 @@ class Ladder:
         Args:
             images: (B, H, W, C) uint8 stored images.
             level: What is to run.
-            stop_at: From then on no further run is begun, so that fewer may speak.
+            stop_at: From then on no further network is begun, so that fewer may speak.
         """
         parts: list[Probs] = []
         for files in level.graphs:
-            if parts and self._clock() > stop_at:
-                reached = self._levels[len(parts)]
-                return self._mix(parts), reached
-            parts.append(mean_probs([self._run_file(file, images) for file in files]))
+            own: list[Probs] = []
+            for file in files:
+                if (parts or own) and self._clock() > stop_at:
+                    return self._cut_short(parts, own, level)
+                own.append(self._run_file(file, images))
+            parts.append(mean_probs(own))
         return (parts[0] if level.fused else self._mix(parts)), level
+
+    def _cut_short(self, parts: list[Probs], own: list[Probs], level: Level) -> tuple[Probs, Level]:
+        """Return what the runs say that have spoken in full; where none has, what some networks of the first say."""
+        if parts:
+            return self._mix(parts), self._levels.get(len(parts), level)
+        return self._mix([mean_probs(own)]), Level(graphs=(level.graphs[0][: len(own)],), num_runs=1, cut=True)
 
     def _mix(self, parts: list[Probs]) -> Probs:
         """Return the blend; NaN where a run says NaN, which mixing could hide."""

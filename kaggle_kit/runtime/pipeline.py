@@ -8,6 +8,7 @@ number of images.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kaggle_kit.errors import BundleError, KitError, PredictionError, brief
+from kaggle_kit.errors import DataError, KitError, PredictionError, brief
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Probs
 from kaggle_kit.runtime.budget import Budget
@@ -57,6 +58,10 @@ class Timings:
     images: int = 0
 
 
+class LostDeviceError(RuntimeError):
+    """The last device failed; a new process may find it well again."""
+
+
 @dataclass
 class _Work:
     """A batch on its way."""
@@ -85,6 +90,7 @@ class Pipeline:
         tolerant: bool,
         say: Callable[[str], object],
         spare: Callable[[], Ladder] | None = None,
+        grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare a pass over what is missing from the results.
@@ -99,12 +105,13 @@ class Pipeline:
                 whole part of a file is lost.
             say: Where lines go.
             spare: Makes a ladder on the CPU, for when every device is lost.
+            grace_s: How long what runs at the end of time is waited for.
             clock: Gives seconds.
         """
         self._source, self._results, self._budget = source, results, budget
         self._ladders = list(ladders)
         self._priors, self._batch, self._tolerant = priors, results.batch, tolerant
-        self._say, self._spare, self._clock = say, spare, clock
+        self._say, self._spare, self._grace_s, self._clock = say, spare, grace_s, clock
         self.total = len(source)
         self._todo = [range(rows.start, min(rows.stop, self.total)) for rows in results.missing()]
         self._left = sum(len(rows) for rows in self._todo)
@@ -139,6 +146,7 @@ class Pipeline:
 
         Raises:
             KitError: When images cannot be read or computed.
+            LostDeviceError: When the last device is lost and there is no spare.
         """
         self._started = started = self._clock()
         if self._left:
@@ -190,7 +198,7 @@ class Pipeline:
                     return
                 if self._budget.left_s <= 0:
                     self._stop = True
-                    self._state.wait_for(lambda: self._left == 0 or self._devices == 0, timeout=GRACE_S)
+                    self._state.wait_for(lambda: self._left == 0 or self._devices == 0, timeout=self._grace_s)
                     return
             tick()
 
@@ -321,7 +329,7 @@ class Pipeline:
         while (work := self._next_work()) is not None:
             try:
                 self._compute_one(ladder, work)
-            except KitError:
+            except (DataError, PredictionError):
                 raise
             except Exception as error:  # noqa: BLE001  ONNX Runtime's exceptions share no other base
                 self._lose(ladder, work, error)
@@ -399,7 +407,7 @@ class Pipeline:
             self._say(f"WARNING {why}; the others take over")
             return
         if self._spare is None:
-            raise BundleError(f"{why}; run it again, or on the CPU") from error
+            raise LostDeviceError(f"{why}; run it again, or on the CPU") from error
         self._say(f"WARNING {why}; the CPU takes over")
         spare, self._spare = self._spare(), None
         self._start_device(spare)
@@ -408,7 +416,9 @@ class Pipeline:
 def _be_nice() -> None:
     """Let this thread, and those that it starts, give way to others."""
     if hasattr(os, "setpriority"):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _touch(images: Image) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kaggle_kit.errors import BundleError
@@ -29,9 +29,9 @@ from kaggle_kit.runtime.golden import (
 from kaggle_kit.runtime.graphs import FusedGraph, Loader, SeparateMembers, choose_graphs, describe_sessions
 from kaggle_kit.runtime.levels import Costs, Ladder, home_costs, make_levels
 from kaggle_kit.runtime.mounts import in_rerun
-from kaggle_kit.runtime.pipeline import Pipeline
+from kaggle_kit.runtime.pipeline import GRACE_S, Pipeline
 from kaggle_kit.runtime.progress import Progress, print_line
-from kaggle_kit.runtime.results import Results
+from kaggle_kit.runtime.results import Batch, Results
 from kaggle_kit.sources import Source
 from kaggle_kit.tables import Text
 
@@ -122,7 +122,15 @@ class Predictor:
             return self._batch
         return BATCH if set(self.providers) <= CPUS else GPU_BATCH
 
-    def predict(self, source: Source, *, end: float = math.inf, results: Results | None = None) -> Predicted:
+    def predict(
+        self,
+        source: Source,
+        *,
+        end: float = math.inf,
+        grace_s: float = GRACE_S,
+        results: Results | None = None,
+        spare: bool = True,
+    ) -> Predicted:
         """Predict every image of a source in bounded memory, or as many as there is time for.
 
         A broken image gets the class priors and is counted; in the hidden rerun, so does one whose probabilities come
@@ -131,11 +139,14 @@ class Predictor:
         Args:
             source: The images.
             end: When to end, by `time.monotonic`: as many runs speak for each image as fit in the time until then.
+            grace_s: How long what runs at the end is waited for.
             results: Where probabilities are kept, and may partly be already; None: in memory.
+            spare: Whether the CPU takes over where the last GPU is lost.
 
         Raises:
             DataError: When a file is damaged, but for the hidden rerun.
             PredictionError: When probabilities come out as NaN anywhere else than there.
+            LostDeviceError: When the last device is lost and nothing takes over.
         """
         results = results or self.make_results(source.ids)
         levels = make_levels(self.bundle, self.blend, fused=isinstance(self._graphs, FusedGraph))
@@ -146,28 +157,32 @@ class Predictor:
         pipeline = Pipeline(
             source,
             results,
-            [ladder(load=load) for load in self._devices(self.bundle.folder / levels[-1].files[0])],
+            [ladder(load=load) for load in self._devices(levels[-1].files)],
             budget,
             priors=self.answers.priors(1),
             tolerant=in_rerun(),
             say=self._say,
-            spare=lambda: ladder(load=self._load.elsewhere(device="cpu")),
+            spare=(lambda: ladder(load=self._load.elsewhere(device="cpu"))) if spare else None,
+            grace_s=grace_s,
         )
         progress = Progress(pipeline, end=end, on_gpu=not set(self.providers) <= CPUS, say=self._say)
         timings = pipeline.run(tick=progress.tick)
         self._say(progress.line())
         return self.answers.collect(results, timings)
 
-    def make_results(self, ids: Text, *, folder: Path | None = None, key: str = "") -> Results:
+    def make_results(
+        self, ids: Text, *, folder: Path | None = None, key: str = "", accept: Callable[[Batch], bool] | None = None
+    ) -> Results:
         """Return where probabilities of the bundle's heads are kept: see `Results`.
 
         Args:
             ids: (N,) of all images.
             folder: Where they outlive this process; None: in memory.
-            key: Says what they belong to beside bundle and ids.
+            key: Says what they belong to beside the ids.
+            accept: Says which finished batches are good enough; None: all.
         """
         classes = {name: head.num_classes for name, head in self.bundle.task.heads.items()}
-        return Results(classes, ids, folder=folder, key=key, batch=self.batch)
+        return Results(classes, ids, folder=folder, key=key, batch=self.batch, accept=accept, say=self._say)
 
     def decide(self, predicted: Predicted) -> Classes:
         """Return {head: (N,) class indices, or of multi-label heads (N, C) of 0 and 1}, by the bundle's rules.
@@ -184,25 +199,26 @@ class Predictor:
         """Write the submission of predicted images, and check it: see `Answers.write`."""
         self.answers.write(out, predicted, rows=rows)
 
-    def _devices(self, graph: Path) -> list[Loader]:
+    def _devices(self, files: Sequence[str]) -> list[Loader]:
         """Return what opens graphs on each device that can share the work: all GPUs of a kind, or the CPU.
 
         Args:
-            graph: What each of them must be able to run.
+            files: The graphs that each of them must be able to run.
         """
         loads = [self._load]
         provider = self.providers[0]
         for device_id in range(1, 1 if provider in CPUS else _num_gpus()):
             load = self._load.elsewhere(device_id=device_id)
             try:
-                found = load(graph).provider
+                found = {load(self.bundle.folder / file).provider for file in files}
             except BundleError as error:
                 self._say(f"WARNING GPU {device_id} is passed over: {error}")
                 continue
-            if found == provider:
+            if found <= set(self.providers):
                 loads.append(load)
             else:
-                self._say(f"WARNING GPU {device_id} is passed over: it would run on {found}, the first on {provider}")
+                others = ", ".join(sorted(found))
+                self._say(f"WARNING GPU {device_id} is passed over: it would run on {others}, the first on {provider}")
         return loads
 
     def _use(self, graphs: SeparateMembers | FusedGraph) -> None:

@@ -78,10 +78,11 @@ def describe_drops(blend: Blend, predicted: Predicted, task: Task) -> list[str]:
 
 
 def count_runs(blend: Blend, predicted: Predicted) -> dict[int, int]:
-    """Return {number of runs that spoke: images}, most runs first."""
+    """Return {number of runs that spoke: images}, most runs first; broken images are left out."""
     if predicted.num_runs is None:
         return {len(blend.runs): len(predicted.predictions)}
-    numbers, images = np.unique(predicted.num_runs, return_counts=True)
+    sound = ~np.isin(predicted.predictions.ids, list(predicted.broken))
+    numbers, images = np.unique(predicted.num_runs[sound], return_counts=True)
     return dict(sorted(zip(numbers.tolist(), images.tolist(), strict=True), reverse=True))
 
 
@@ -117,6 +118,7 @@ def write_report(out: Path, predictor: Predictor, predicted: Predicted, *, stage
         "expected_score": expected_score(predictor.blend, predicted),
         "score_of_all_runs": predictor.blend.score.total if predictor.blend.score else None,
         "time_limit_s": time_limit_s if np.isfinite(time_limit_s) else None,
+        "started": stages.started,
         "elapsed_s": round(stages.elapsed_s, 3),
         "seconds": {stage: round(seconds, 3) for stage, seconds in stages.seconds.items()},
         "computed": timings.images,
@@ -132,6 +134,15 @@ def write_report(out: Path, predictor: Predictor, predicted: Predicted, *, stage
     }
     with replacing(out.with_suffix(".report.json")) as temporary:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_report(out: Path) -> dict[str, Any]:
+    """Return what `write_report` wrote beside a submission; nothing where there is none."""
+    try:
+        values = json.loads(out.with_suffix(".report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _versions() -> dict[str, str]:

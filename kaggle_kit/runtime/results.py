@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,15 @@ class Results:
     """
 
     def __init__(
-        self, classes: Mapping[str, int], ids: Text, *, batch: int, folder: Path | None = None, key: str = ""
+        self,
+        classes: Mapping[str, int],
+        ids: Text,
+        *,
+        batch: int,
+        folder: Path | None = None,
+        key: str = "",
+        accept: Callable[[Batch], bool] | None = None,
+        say: Callable[[str], object] = lambda _line: None,
     ) -> None:
         """Begin, or go on with what a killed process left in the folder.
 
@@ -76,6 +84,8 @@ class Results:
             batch: Images a batch, where nothing is left to go on with.
             folder: Where results are kept; None: in memory.
             key: Says what they belong to beside the ids; results of another key are thrown away.
+            accept: Says which finished batches are good enough to stay; None: all.
+            say: Where a line goes when the disk fills up.
 
         Raises:
             KitError: When another process is writing there.
@@ -85,6 +95,7 @@ class Results:
         self.batches: list[Batch] = []
         self._classes = dict(classes)
         self._width = sum(classes.values())
+        self._accept, self._say = accept or (lambda _batch: True), say
         self._mutex = threading.Lock()
         self._folder = folder
         self._files: dict[str, int] = {}
@@ -99,16 +110,24 @@ class Results:
             raise
 
     @classmethod
-    def left_in(cls, folder: Path) -> Results | None:
-        """Return what a process left in a folder, whatever it belongs to, or None where there is nothing whole.
+    def left_in(cls, folder: Path, *, key_start: str = "") -> Results | None:
+        """Return what a process left in a folder, or None where there is nothing whole.
+
+        Args:
+            folder: Where.
+            key_start: What their key must begin with.
 
         Raises:
             KitError: When that process is still writing.
         """
         about = _read_json(folder / ABOUT)
         try:
+            if not about["key"].startswith(key_start):
+                return None
             ids = np.load(folder / IDS, allow_pickle=False)
             return cls(about["classes"], ids, batch=about["batch"], folder=folder, key=about["key"])
+        except KitError:
+            raise
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -144,7 +163,7 @@ class Results:
         kept = []
         for line in lines[:-1]:  # the last one lacks its end
             batch = self._parse(line)
-            if batch is not None:
+            if batch is not None and self._accept(batch):
                 self.batches.append(batch)
                 kept.append(line)
         if lines != [*kept, b""] and lines:
@@ -173,12 +192,25 @@ class Results:
         """
         values = np.concatenate([np.asarray(probs[head], np.float32) for head in self._classes], axis=1)
         assert values.shape == (len(batch.rows), self._width), values.shape
-        if self._memory is not None:
-            self._memory[batch.rows.start : batch.rows.stop] = values
-            with self._mutex:
-                self.batches.append(batch)
-            return
-        data = values.tobytes()
+        with self._mutex:
+            if self._memory is None:
+                try:
+                    self._write(batch, values.tobytes())
+                except OSError as error:
+                    self._hold(error)
+            if self._memory is not None:
+                self._memory[batch.rows.start : batch.rows.stop] = values
+            self.batches.append(batch)
+
+    def _hold(self, error: OSError) -> None:
+        """Go on in memory, where the disk takes no more."""
+        self._say(
+            f"WARNING the disk takes no more ({error.strerror or error}); what is finished from here on is lost "
+            "should this process be killed"
+        )
+        self._memory = self._read_all()
+
+    def _write(self, batch: Batch, data: bytes) -> None:
         line = {
             "rows": [batch.rows.start, batch.rows.stop],
             "runs": batch.num_runs,
@@ -187,10 +219,8 @@ class Results:
             "crc": zlib.crc32(data),
             "broken": batch.broken,
         }
-        with self._mutex:
-            _write_at(self._files[PROBS], data, batch.rows.start * self._width * 4)
-            os.write(self._files[DONE], json.dumps(line).encode() + b"\n")
-            self.batches.append(batch)
+        _write_at(self._files[PROBS], data, batch.rows.start * self._width * 4)
+        _write_all(self._files[DONE], json.dumps(line).encode() + b"\n")
 
     def missing(self) -> list[range]:
         """Return the rows that are not finished, as ranges in order."""
@@ -216,13 +246,7 @@ class Results:
 
     def probs(self) -> Probs:
         """Return {head: (N, C)}; rows that are not finished are zeros."""
-        if self._memory is not None:
-            whole: npt.NDArray[np.float32] = self._memory
-        else:
-            whole = np.empty((self.num_rows, self._width), np.float32)
-            for start in range(0, self.num_rows, ROWS_AT_ONCE):
-                rows = range(start, min(start + ROWS_AT_ONCE, self.num_rows))
-                whole[start : rows.stop] = np.frombuffer(self._read(rows), np.float32).reshape(len(rows), self._width)
+        whole = self._read_all() if self._memory is None else self._memory
         ends = np.cumsum(list(self._classes.values()))
         return {head: whole[:, end - size : end] for (head, size), end in zip(self._classes.items(), ends, strict=True)}
 
@@ -246,6 +270,13 @@ class Results:
     def __exit__(self, *_error: object) -> None:
         """Let go of the files."""
         self.close()
+
+    def _read_all(self) -> npt.NDArray[np.float32]:
+        whole = np.empty((self.num_rows, self._width), np.float32)
+        for start in range(0, self.num_rows, ROWS_AT_ONCE):
+            rows = range(start, min(start + ROWS_AT_ONCE, self.num_rows))
+            whole[start : rows.stop] = np.frombuffer(self._read(rows), np.float32).reshape(len(rows), self._width)
+        return whole
 
     def _read(self, rows: range) -> bytes:
         size = len(rows) * self._width * 4
@@ -281,6 +312,10 @@ def _lock(path: Path) -> int:
 
 def _write_at(handle: int, data: bytes, place: int) -> None:
     os.lseek(handle, place, os.SEEK_SET)
+    _write_all(handle, data)
+
+
+def _write_all(handle: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]

@@ -6,22 +6,27 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from kaggle_kit.errors import some_of
+from kaggle_kit.errors import BundleError, DataError, some_of
 from kaggle_kit.metrics import PROBABILITY_METRICS
 from kaggle_kit.runtime.answers import Answers, Predicted
 from kaggle_kit.runtime.backends import Device
 from kaggle_kit.runtime.budget import MARGIN
 from kaggle_kit.runtime.bundle import MANIFEST, Bundle, file_sha256, open_bundle
 from kaggle_kit.runtime.mounts import in_kernel, in_rerun
-from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.runtime.pipeline import GRACE_S, LostDeviceError
+from kaggle_kit.runtime.predictor import REBUILD_SHARE, Predictor
 from kaggle_kit.runtime.progress import print_line
 from kaggle_kit.runtime.report import Stages, describe_broken, describe_drops, write_report
 from kaggle_kit.runtime.results import Batch, Results
 from kaggle_kit.sources import Source, check_ids, open_source
+from kaggle_kit.sources.encoded import EncodedSource
+from kaggle_kit.sources.encoded_parquet import ParquetBlobs
+from kaggle_kit.sources.wide_parquet import WideParquetSource
 from kaggle_kit.submission import expected_images, expected_rows, writes_probs
 from kaggle_kit.tables import Text
 from kaggle_kit.task import Task
@@ -32,6 +37,7 @@ RESERVE_SHARE = 0.02  # of the time limit, beside what writing was seen to take:
 WRITES = 3  # times what the submission of priors took: the real one is decided, written and read again
 MOST_RESERVED = 0.09  # of the time limit
 FILES_LOOKED_AT = 100
+SHARDED = ("wide_parquet", "encoded_parquet")
 
 
 def predict_submission(
@@ -48,6 +54,7 @@ def predict_submission(
     batch: int | None = None,
     time_limit_s: float | None = None,
     started: float | None = None,
+    watched: bool = False,
     say: Say = print_line,
 ) -> Predicted:
     """Write the submission of a bundle for a competition's test images, and check it.
@@ -62,18 +69,21 @@ def predict_submission(
         prior_shift: Whether probabilities are corrected for the test's class shares; None: as the bundle says.
         fused: Whether the bundle's fused graph is run; None: where it can be.
         engines: A folder of TensorRT engines; in a kernel, what `find_engines` finds.
-        build_s: Seconds that may be spent on building such engines again; None: a twentieth of the task's time limit;
-            0: those that do not fit are passed over.
+        build_s: Seconds that may be spent on building such engines again; None: a twentieth of the time there is; 0:
+            those that do not fit are passed over.
         device: What runs it; `auto`: the fastest that works.
         batch: Images computed at once; None: see `Predictor`.
         time_limit_s: Seconds after `started` when all is written; where they are short, fewer runs speak for the
             images, and a submission of class priors is there at once. None: in a Kaggle kernel the task's own limit
             less 5 %, else as long as it takes.
         started: When the time began, by `time.monotonic`; None: now.
+        watched: Whether `submit` started this process, and starts another one where it dies: a lost GPU may be well
+            again there, and whatever device finished batches is as good as the next.
         say: Where progress lines go.
 
     Raises:
         KitError: For anything wrong with bundle or data, before any time is spent where possible.
+        LostDeviceError: When it is watched, and the last device is lost.
     """
     stages = Stages(started)
     bundle = open_bundle(folder)
@@ -87,6 +97,8 @@ def predict_submission(
         Answers(bundle, blend, prior_shift=prior_shift, say=say).write_priors(out, rows=rows)
         say(f"{out}: a submission of class priors is there, should all else fail")
     reserve_s = _reserve_s(time_limit_s, stages.finish("write priors"))
+    if build_s is None and engines is not None:
+        build_s = REBUILD_SHARE * min(3600 * task.limits.hours, time_limit_s - stages.elapsed_s)
     predictor = Predictor(
         bundle,
         num_runs=num_runs,
@@ -99,8 +111,9 @@ def predict_submission(
         say=say,
     )
     stages.finish("load and check")
-    key = results_key(bundle, source, num_runs=num_runs, fused=fused)
-    results = _make_results(predictor, np.concatenate([source.ids, absent]), parts_folder(out), key, say=say)
+    key = results_key(bundle, source, num_runs=num_runs, fused=fused, device="any" if watched else device)
+    ids, whole = np.concatenate([source.ids, absent]), len(blend.runs) if math.isinf(time_limit_s) else 0
+    results = _make_results(predictor, ids, parts_folder(out), key, least_runs=whole, say=say)
     with results:
         if results.batches:
             say(f"going on: {results.num_rows - sum(map(len, results.missing())):,} images are finished already")
@@ -108,16 +121,31 @@ def predict_submission(
             rows_absent = range(len(source), results.num_rows)
             reasons = dict.fromkeys(absent.tolist(), "the test files do not hold it")
             results.put(Batch(rows=rows_absent, num_runs=0, broken=reasons), predictor.answers.priors(len(absent)))
-        predicted = predictor.predict(source, end=stages.started + time_limit_s - reserve_s, results=results)
+        end = stages.started + time_limit_s - reserve_s
+        predicted = _predict(predictor, source, results, end=end, grace_s=reserve_s / 4, watched=watched)
         stages.finish("predict")
         for line in (*describe_broken(predicted), *describe_drops(predictor.blend, predicted, task)):
             say(line)
         predictor.write(out, predicted, rows=rows)
         stages.finish("write")
+        try:  # before results go: it says that the submission is whole, whatever becomes of this process
+            write_report(out, predictor, predicted, stages=stages, time_limit_s=time_limit_s)
+        except OSError as error:
+            say(f"WARNING there is no report: {error.strerror or error}")
         results.remove()
     say(f"{out}: {len(rows):,} rows, {stages.elapsed_s:,.0f} s in all")
-    write_report(out, predictor, predicted, stages=stages, time_limit_s=time_limit_s)
     return predicted
+
+
+def _predict(
+    predictor: Predictor, source: Source, results: Results, *, end: float, grace_s: float, watched: bool
+) -> Predicted:
+    try:
+        return predictor.predict(source, end=end, grace_s=max(grace_s, GRACE_S), results=results, spare=not watched)
+    except LostDeviceError as error:
+        if watched:
+            raise
+        raise BundleError(str(error)) from None
 
 
 def finish_submission(folder: Path, data: Path, out: Path, *, say: Say = print_line) -> None:
@@ -135,7 +163,7 @@ def finish_submission(folder: Path, data: Path, out: Path, *, say: Say = print_l
     bundle = open_bundle(folder)
     rows = expected_rows(bundle.task, data)
     answers = Answers(bundle, bundle.blend, prior_shift=None, say=say)
-    results = Results.left_in(parts_folder(out))
+    results = Results.left_in(parts_folder(out), key_start=_bundle_key(bundle))
     wanted = expected_images(bundle.task, rows)
     if results is None or not np.isin(wanted, results.ids).all():
         answers.write_priors(out, rows=rows)
@@ -154,13 +182,16 @@ def parts_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
-def results_key(bundle: Bundle, source: Source, *, num_runs: int | None, fused: bool | None) -> str:
+def results_key(bundle: Bundle, source: Source, *, num_runs: int | None, fused: bool | None, device: str) -> str:
     """Return what results belong to: the bundle's and the test files' versions, and what is asked of them."""
     files = source.files()
     told = [_version_of(path) for path in files[:FILES_LOOKED_AT]]  # of hundreds of thousands on a mount, some must do
-    return hashlib.sha256(
-        json.dumps([file_sha256(bundle.folder / MANIFEST), len(files), told, num_runs, fused]).encode()
-    ).hexdigest()
+    asked = json.dumps([len(files), told, num_runs, fused, device])
+    return f"{_bundle_key(bundle)} {hashlib.sha256(asked.encode()).hexdigest()}"
+
+
+def _bundle_key(bundle: Bundle) -> str:
+    return file_sha256(bundle.folder / MANIFEST)
 
 
 def _version_of(path: Path) -> tuple[str, int, int]:
@@ -182,13 +213,43 @@ def _open_test(task: Task, data: Path, *, say: Say) -> tuple[Text, Source, Text]
     if not len(rows):
         say(f"WARNING {data / task.submission.file} asks for no rows at all; the submission will have none")
     wanted = expected_images(task, rows)
-    source = open_source(task, "test", data, on_broken="blank")
+    source = _open_shards(task, data, say=say)
     absent = wanted[~np.isin(wanted, source.ids)]
     if len(absent) and in_rerun():
         say(f"WARNING the test files lack {len(absent):,} of {len(wanted):,} images: {some_of(absent)}")
     else:
         check_ids(source, wanted, where=str(data / task.submission.file))
     return rows, source, absent
+
+
+def _open_shards(task: Task, data: Path, *, say: Say) -> Source:
+    """Return the test images; in the rerun, of those shards alone that can be opened."""
+    try:
+        return open_source(task, "test", data, on_broken="blank")
+    except DataError as error:
+        if not in_rerun() or task.images.format not in SHARDED:
+            raise
+        shards = [path for path in sorted(data.glob(task.images.test)) if _opens(task, data, path)]
+        if not shards:
+            raise
+        say(f"WARNING {error}; going on with {len(shards)} shard(s) that can be read")
+        return _open_some(task, shards)
+
+
+def _opens(task: Task, data: Path, shard: Path) -> bool:
+    one = replace(task, images=replace(task.images, test=str(shard.relative_to(data))))
+    try:
+        open_source(one, "test", data, on_broken="blank")
+    except DataError:
+        return False
+    return True
+
+
+def _open_some(task: Task, shards: list[Path]) -> Source:
+    if task.images.format == "wide_parquet":
+        return WideParquetSource(shards, images=task.images, stored=task.stored)
+    blobs = ParquetBlobs(shards, image=task.images.image, id_column=task.images.id)
+    return EncodedSource(blobs, ids=blobs.ids(), channels=task.images.channels, stored=task.stored, on_broken="blank")
 
 
 def _reserve_s(time_limit_s: float, write_s: float) -> float:
@@ -198,10 +259,18 @@ def _reserve_s(time_limit_s: float, write_s: float) -> float:
     return min(RESERVE_SHARE * time_limit_s + WRITES * write_s + 0.5, MOST_RESERVED * time_limit_s)
 
 
-def _make_results(predictor: Predictor, ids: Text, folder: Path, key: str, *, say: Say) -> Results:
-    """Return results that outlive this process, or where the disk does not take them, in memory."""
+def _make_results(predictor: Predictor, ids: Text, folder: Path, key: str, *, least_runs: int, say: Say) -> Results:
+    """Return results that outlive this process, or where the disk does not take them, in memory.
+
+    Finished batches of fewer runs than `least_runs`, which an earlier call was short of time for, are computed again.
+    """
+
+    def accept(batch: Batch) -> bool:
+        known = len(batch.broken) == len(batch.rows)
+        return known or not least_runs or (batch.num_runs >= least_runs and not batch.cut)
+
     try:
-        return predictor.make_results(ids, folder=folder, key=key)
+        return predictor.make_results(ids, folder=folder, key=key, accept=accept)
     except OSError as error:
         say(f"WARNING nothing is kept should this process be killed: {error.strerror or error}: {folder}")
         return predictor.make_results(ids)

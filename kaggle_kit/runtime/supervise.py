@@ -6,7 +6,10 @@ they happen in, and no code of it can help. So the kernel only watches; what was
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,14 +19,19 @@ from typing import Any
 
 from kaggle_kit.errors import KitError
 from kaggle_kit.runtime.budget import MARGIN
-from kaggle_kit.runtime.bundle import open_bundle
+from kaggle_kit.runtime.bundle import file_sha256, open_bundle
 from kaggle_kit.runtime.mounts import in_rerun
 from kaggle_kit.runtime.progress import print_line
+from kaggle_kit.runtime.report import read_report
 from kaggle_kit.runtime.results import DONE
 from kaggle_kit.runtime.submitting import finish_submission, parts_folder, predict_submission
+from kaggle_kit.submission import expected_rows, validate_submission
 
 MOST_ATTEMPTS = 3  # without a batch more than before; then what there is becomes the submission
-KILLED_BEFORE_S = 0.04  # of the time limit: when a process that should have ended by itself is killed
+# Of the time limit: what a process is told to be finished in, and when one that is not is killed. After that there is
+# time to write what it finished.
+TOLD_SHARE, KILLED_SHARE = 0.95, 0.975
+KILLING_S = 10.0  # a process that waits for a driver may not even die
 USER_CAN_MEND = 2
 _CHILD = f"import sys; sys.path[:] = sys.argv[2:]; from {__name__} import _predict_here; _predict_here(sys.argv[1])"
 
@@ -61,7 +69,7 @@ def submit(
     started = time.monotonic() if started is None else started
     if time_limit_s is None:
         time_limit_s = 3600 * open_bundle(folder).task.limits.hours * (1 - MARGIN)
-    kill_at = started + time_limit_s * (1 - KILLED_BEFORE_S)
+    kill_at = started + time_limit_s * KILLED_SHARE
     attempt, finished = 1, 0
     while True:
         options = {
@@ -70,11 +78,11 @@ def submit(
             "out": str(out),
             "engines": str(engines) if engines and attempt == 1 else None,
             "device": "cpu" if attempt == MOST_ATTEMPTS else "auto",
-            "time_limit_s": time_limit_s,
+            "time_limit_s": time_limit_s * TOLD_SHARE,
             "started": started,
         }
         code = _run_child(options, kill_at=kill_at)
-        if code == 0:
+        if code == 0 or _is_whole(out, started):
             return 0
         late = time.monotonic() >= kill_at
         before, finished = finished, _num_finished(out)
@@ -85,27 +93,49 @@ def submit(
     if not in_rerun() and not late:
         return code
     say(f"WARNING prediction {'was stopped at the limit' if late else 'cannot go on'}; writing what there is")
-    finish_submission(folder, data, out, say=say)
+    _write_what_there_is(folder, data, out, say=say)
     return 0
+
+
+def _write_what_there_is(folder: Path, data: Path, out: Path, *, say: Callable[[str], object]) -> None:
+    """Write the submission of what is finished; where even that fails, one that is there already will do."""
+    try:
+        finish_submission(folder, data, out, say=say)
+    except (KitError, OSError) as error:
+        task = open_bundle(folder).task
+        validate_submission(task, out, rows=expected_rows(task, data))
+        say(f"WARNING {error}; {out} stays as it was, all of class priors")
 
 
 def _run_child(options: dict[str, Any], *, kill_at: float) -> int:
     """Return the exit code of a process that predicts; below 0 the signal that ended it."""
     command = [sys.executable, "-u", "-c", _CHILD, json.dumps(options), *sys.path]
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    # A group of its own: what builds an engine goes with it when it is killed.
+    group = 0 if hasattr(os, "killpg") else None
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=group)
     try:
         return child.wait(max(kill_at - time.monotonic(), 0.1))
     except subprocess.TimeoutExpired:
         return -9
     finally:
-        child.kill()
-        child.wait()
+        _kill(child)
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started, as far as they can be ended."""
+    with contextlib.suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            os.killpg(child.pid, signal.SIGKILL)
+        else:
+            child.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(KILLING_S)
 
 
 def _predict_here(told: str) -> None:
-    """Predict in this process, which `submit` started."""
+    """Predict in this process, which `submit` started, and end it at once: no library may spoil what is written."""
     options = json.loads(told)
-    engines = options["engines"]
+    engines, code = options["engines"], 0
     try:
         predict_submission(
             Path(options["folder"]),
@@ -115,10 +145,20 @@ def _predict_here(told: str) -> None:
             device=options["device"],
             time_limit_s=options["time_limit_s"],
             started=options["started"],
+            watched=options["device"] != "cpu",
         )
     except KitError as error:
         print_line(f"ERROR {error}")
-        sys.exit(USER_CAN_MEND)
+        code = USER_CAN_MEND
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _is_whole(out: Path, started: float) -> bool:
+    """Return whether the submission is one that was finished since."""
+    report = read_report(out)
+    return report.get("started") == started and out.is_file() and report.get("submission_sha256") == file_sha256(out)
 
 
 def _num_finished(out: Path) -> int:
