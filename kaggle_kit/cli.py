@@ -319,7 +319,12 @@ def _add_kernel(add: Adder) -> None:
     rehearse.add_argument(
         "--work", type=Path, default=Path("rehearsal"), metavar="DIR", help="log and submission (default: %(default)s)"
     )
-    rehearse.add_argument("--time-limit", type=_seconds, metavar="2h", help="like 90s, 30m or 2h; default: the task's")
+    rehearse.add_argument(
+        "--time-limit",
+        type=_seconds,
+        metavar="2h",
+        help="like 90s, 30m or 2h: when it is stopped, and what the kit's kernels keep to; default: the task's",
+    )
     rehearse.add_argument("--memory", type=_gigabytes, metavar="GB", help="default: the task's")
 
 

@@ -14,7 +14,7 @@ import pytest
 from staged import SHAPE, Session, make_bundle, make_ladder
 
 from kaggle_kit.errors import BundleError, DataError, PredictionError
-from kaggle_kit.runtime import pipeline
+from kaggle_kit.runtime import feed
 from kaggle_kit.runtime.budget import Budget
 from kaggle_kit.runtime.levels import Ladder
 from kaggle_kit.runtime.pipeline import LostDeviceError, Pipeline, Timings
@@ -62,8 +62,8 @@ class Made:
     def parts(self) -> list[range]:
         return split_rows(0, len(self), self.at_once)
 
-    def encoded_bytes(self) -> None:
-        return None
+    def encoded(self, row: int) -> None:
+        """These are bare pixels."""
 
     def describe(self) -> str:
         return "made images"
@@ -258,9 +258,9 @@ def test_images_of_a_mapped_file_are_brought_into_memory(tmp_path: Path, monkeyp
     np.save(tmp_path / "x.npy", np.zeros((50, 64, 64, 1), np.uint8))
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     touched: list[int] = []
-    monkeypatch.setattr(pipeline.np, "array_split", lambda pages, _n: touched.append(len(pages)) or [pages])
-    pipeline._touch(np.asarray(mapped[10:20]))
-    pipeline._touch(np.zeros((10, 64, 64, 1), np.uint8))
+    monkeypatch.setattr(feed.np, "array_split", lambda pages, _n: touched.append(len(pages)) or [pages])
+    feed._touch(np.asarray(mapped[10:20]))
+    feed._touch(np.zeros((10, 64, 64, 1), np.uint8))
     assert touched == [10]
 
 
@@ -282,11 +282,11 @@ def test_reading_is_never_made_less_nice_than_it_is(monkeypatch: pytest.MonkeyPa
     asked: list[int] = []
     monkeypatch.setattr(os, "getpriority", lambda _which, _who: 12)
     monkeypatch.setattr(os, "setpriority", lambda _which, _who, value: asked.append(value))
-    pipeline._be_nice()
+    feed._be_nice()
     assert asked == [12]
 
     def refuse(*_arguments: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "setpriority", refuse)
-    pipeline._be_nice()
+    feed._be_nice()

@@ -129,6 +129,28 @@ def test_a_broken_test_image_gets_the_priors_and_is_counted(
     assert len(read_submission(toy.task, tmp_path / "s.csv")[0]) == 4
 
 
+def test_an_image_file_that_is_missing_is_a_broken_image_in_the_rerun_alone(
+    files_bundle: tuple[Toy, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy, bundle = files_bundle
+    data = shutil.copytree(toy.hidden, tmp_path / "input")
+    (data / "images" / "21.jpg").unlink()
+    with pytest.raises(DataError, match="lacks 1 of 4 images: '21.jpg'"):
+        predict_submission(bundle, data, tmp_path / "s.csv", say=quiet)
+    monkeypatch.setenv(mounts.RERUN_VARIABLE, "1")
+    predicted = predict_submission(bundle, data, tmp_path / "s.csv", say=quiet)
+    assert list(predicted.broken) == ["21.jpg"]
+    assert len(read_submission(toy.task, tmp_path / "s.csv")[0]) == 4
+
+
+def test_a_link_to_nowhere_is_a_broken_image(files_bundle: tuple[Toy, Path], tmp_path: Path) -> None:
+    toy, bundle = files_bundle
+    data = shutil.copytree(toy.hidden, tmp_path / "input")
+    (data / "images" / "20.jpg").unlink()
+    (data / "images" / "20.jpg").symlink_to(tmp_path / "nowhere")
+    assert list(predict_submission(bundle, data, tmp_path / "s.csv", say=quiet).broken) == ["20.jpg"]
+
+
 def test_golden_files_keep_their_bytes(files_bundle: tuple[Toy, Path]) -> None:
     from kaggle_kit.runtime.bundle import load_golden
 

@@ -15,8 +15,9 @@ from kaggle_kit.cli import main
 from kaggle_kit.errors import BundleError, DataError, KitError
 from kaggle_kit.runs import Run
 from kaggle_kit.runtime import submitting, supervise
-from kaggle_kit.runtime.mounts import RERUN_VARIABLE, RUN_TYPE_VARIABLE
+from kaggle_kit.runtime.mounts import RERUN_VARIABLE, RUN_TYPE_VARIABLE, TIME_LIMIT_VARIABLE
 from kaggle_kit.runtime.predictor import Predictor
+from kaggle_kit.runtime.report import read_report
 from kaggle_kit.runtime.results import DONE, Batch
 from kaggle_kit.runtime.submitting import finish_submission, parts_folder, predict_submission
 from kaggle_kit.runtime.supervise import submit
@@ -75,6 +76,7 @@ def test_a_process_that_dies_without_progress_is_started_three_times(
 ) -> None:
     bundle, data, out = place
     monkeypatch.setattr(supervise, "_CHILD", "import os; os._exit(7)")
+    monkeypatch.setattr(supervise, "PAUSE_S", 0.0)
     said: list[str] = []
     assert submit(bundle, data, out, say=said.append) == 7
     assert len(said) == 2
@@ -89,6 +91,7 @@ def test_the_last_attempt_is_on_the_cpu_and_later_ones_without_engines(
 ) -> None:
     asked: list[dict[str, object]] = []
     monkeypatch.setattr(supervise, "_run_child", lambda options, **_limits: asked.append(options) or -11)
+    monkeypatch.setattr(supervise, "PAUSE_S", 0.0)
     assert submit(*place, engines=Path("engines"), say=quiet) == -11
     assert [(told["engines"], told["device"]) for told in asked] == [("engines", "auto"), (None, "auto"), (None, "cpu")]
 
@@ -251,7 +254,8 @@ def test_what_is_left_of_another_test_is_not_mixed_in(place: tuple[Path, Path, P
     parts_folder(out).mkdir(parents=True)
     with predictor.make_results(np.array(["Other_1"]), folder=parts_folder(out)):
         pass
-    finish_submission(bundle, data, out, say=quiet)
+    finish_submission(bundle, data, out, why="a test", say=quiet)
+    assert read_report(out)["images_of_priors"] == 9
     assert len(out.read_text().splitlines()) == 1 + 18
 
 
@@ -364,6 +368,72 @@ def test_what_the_process_started_goes_with_it(tmp_path: Path, monkeypatch: pyte
         f"open({str(told)!r}, 'w').write(str(p.pid)); time.sleep(60)"
     )
     monkeypatch.setattr(supervise, "_CHILD", child)
-    assert supervise._run_child({}, kill_at=time.monotonic() + 1.5) == -9
+    assert supervise._run_child({"out": "s.csv"}, kill_at=time.monotonic() + 1.5, stall_s=60.0) == -9
     state = Path(f"/proc/{told.read_text()}/stat")
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
+def test_a_process_that_hangs_is_started_again_long_before_the_limit(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data, out = place
+    monkeypatch.setattr(supervise, "LEAST_STALL_S", 8.0)
+    monkeypatch.setattr(supervise, "STALL_SHARE", 0.0)
+    stopped = "import signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    child_that(monkeypatch, when="batch.rows.start == 4", how=stopped)
+    said: list[str] = []
+    assert submit(bundle, data, out, time_limit_s=300.0, say=said.append) == 0
+    assert said == ["WARNING prediction died (signal 9); it goes on from 3 finished batches"]
+    assert read_report(out)["images_by_runs"] == {"2": 9}
+
+
+def test_a_sample_submission_that_nobody_understands_is_the_submission_in_the_rerun(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data, out = place
+    sample = data / "sample_submission.csv"
+    sample.write_text(sample.read_text() + "hello,0\n")
+    assert submit(bundle, data, out, say=quiet) == 2
+    monkeypatch.setenv(RERUN_VARIABLE, "1")
+    said: list[str] = []
+    assert submit(bundle, data, out, say=said.append) == 0
+    assert out.read_bytes() == sample.read_bytes()
+    assert said[-1].startswith("WARNING row id 'hello' does not read as")
+
+
+def test_at_home_a_submission_that_is_there_is_not_replaced_by_priors(place: tuple[Path, Path, Path]) -> None:
+    bundle, data, out = place
+    predict_submission(bundle, data, out, say=quiet)
+    good = out.read_bytes()
+    with pytest.raises(BundleError, match="no CUDA provider"):
+        predict_submission(bundle, data, out, device="cuda", time_limit_s=60.0, say=quiet)
+    assert out.read_bytes() == good
+
+
+def test_a_limit_that_was_missed_is_said(place: tuple[Path, Path, Path]) -> None:
+    said: list[str] = []
+    predict_submission(*place, time_limit_s=0.01, say=said.append)
+    assert said[-1].startswith("WARNING the limit of 0 s was missed by")
+
+
+def test_a_rehearsal_s_limit_is_the_kernel_s(place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUN_TYPE_VARIABLE, "Batch")
+    monkeypatch.setenv(TIME_LIMIT_VARIABLE, "100")
+    predict_submission(*place, say=quiet)
+    assert read_report(place[2])["time_limit_s"] == pytest.approx(95.0)
+
+
+def test_a_disk_that_is_full_at_the_end_names_the_file_and_keeps_what_is_finished(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    bundle, data, out = place
+    monkeypatch.setattr(Predictor, "write", full)
+    with pytest.raises(KitError, match=r"submission.csv cannot be written: No space left on device; make room there"):
+        predict_submission(bundle, data, out, say=quiet)
+    monkeypatch.undo()
+    said: list[str] = []
+    predict_submission(bundle, data, out, say=said.append)
+    assert "going on: 9 images are finished already" in said

@@ -21,7 +21,8 @@ from kaggle_kit.labels import read_labels
 from kaggle_kit.platform import sandbox
 from kaggle_kit.platform.wheel import build_wheel
 from kaggle_kit.runtime.bundle import open_bundle
-from kaggle_kit.runtime.mounts import ROOT_VARIABLE
+from kaggle_kit.runtime.mounts import ROOT_VARIABLE, TIME_LIMIT_VARIABLE
+from kaggle_kit.runtime.report import read_report
 from kaggle_kit.scores import DRAWS, SplitScore
 from kaggle_kit.sources import image_folder, listed_ids
 from kaggle_kit.submission import expected_rows, score_submission, validate_submission
@@ -133,7 +134,7 @@ def rehearse(
         peak_memory_gb=outcome.peak_gb,
         isolation="network namespace" if namespaces else "sockets blocked in Python",
         read_only=namespaces,
-        warnings=_warnings(kernel),
+        warnings=(*_warnings(kernel), *_shortfalls(submission)),
         log=root / "kernel.log",
         submission=submission,
         score=_hidden_score(task, submission, hidden=hidden, data=data) if answer == "Complete" else None,
@@ -166,6 +167,18 @@ def _warnings(kernel: Path) -> tuple[str, ...]:
         f"{kernel / 'kernel-metadata.json'} attaches no onnxruntime dataset ({', '.join(sources) or 'none at all'}); "
         "Kaggle's image has no onnxruntime, see datasets/kaggle-kit-onnxruntime",
     )
+
+
+def _shortfalls(submission: Path) -> Iterator[str]:
+    """Yield what the kit's own kernel says it could not do, though Kaggle would be content."""
+    report = read_report(submission)
+    if "unfinished" in report:
+        yield (
+            f"the submission is unfinished ({report['unfinished']}): {report['images_of_priors']:,} of "
+            f"{report['images']:,} images have the class priors"
+        )
+    elif report.get("broken"):
+        yield f"{report['broken']:,} of {report['images']:,} images are broken and have the class priors"
 
 
 def _fresh_root(work: Path) -> Path:
@@ -286,6 +299,7 @@ def _run_kernel(
     environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     environment |= {
         ROOT_VARIABLE: str(root),
+        TIME_LIMIT_VARIABLE: str(time_limit_s),
         "HOME": str(root / "home"),
         "KAGGLE_KERNEL_RUN_TYPE": "Batch",
         "KAGGLE_IS_COMPETITION_RERUN": "1",
@@ -371,6 +385,8 @@ def _kaggle_answer(task: Task, outcome: _Outcome, log: Path, submission: Path, c
         return "Notebook Exceeded Allowed Compute", f"stopped at {outcome.peak_gb:.1f} GB of memory"
     if outcome.returncode != 0:
         text = log.read_text(encoding="utf-8", errors="replace").strip()
+        if outcome.returncode < 0:
+            return "Notebook Threw Exception", f"killed by signal {-outcome.returncode}"
         return "Notebook Threw Exception", text.splitlines()[-1] if text else f"exit code {outcome.returncode}"
     if not submission.is_file():
         return "Submission CSV Not Found", f"expected {submission.name} in the working folder"

@@ -145,7 +145,8 @@ def format_bench(bench: Bench) -> list[str]:
         f"the whole way: {bench.whole_images_per_s:,.1f} images/s, {share:.1%} of the bare sessions' "
         f"{bench.bare_images_per_s:,.1f}; reading was busy {timings.reading_s / timings.seconds:.0%} of the time, "
         f"the device waited {timings.waiting_s / timings.seconds:.0%}",
-        f"on {bench.device}, seconds an image, all fold models together:",
+        f"on {bench.device}, seconds an image, all fold models together, each graph at its best batch; "
+        "`blend --budget` plans with these, and reading comes on top:",
     ]
     return lines + [f"  {name}: {seconds:.5f}" for name, seconds in bench.seconds.items()]
 

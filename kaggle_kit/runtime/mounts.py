@@ -15,9 +15,11 @@ from pathlib import Path
 from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.runtime.bundle import GOLDEN, MANIFEST, bundle_files
 from kaggle_kit.runtime.engines import ENGINES
+from kaggle_kit.task import Task
 
 ROOT_VARIABLE = "KAGGLE_KIT_ROOT"  # a rehearsal's stand-in for /kaggle
 RERUN_VARIABLE = "KAGGLE_IS_COMPETITION_RERUN"  # set in the hidden rerun alone
+TIME_LIMIT_VARIABLE = "KAGGLE_KIT_TIME_LIMIT_S"  # a rehearsal's, in place of the task's own
 RUN_TYPE_VARIABLE = "KAGGLE_KERNEL_RUN_TYPE"  # Interactive or Batch
 FOLDERS = ("competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*/*/*/*", "*")
 
@@ -35,6 +37,11 @@ def in_rerun() -> bool:
 def in_kernel() -> bool:
     """Return whether this is a Kaggle kernel that runs as a whole, hidden rerun or not: a batch session."""
     return in_rerun() or os.environ.get(RUN_TYPE_VARIABLE) == "Batch"
+
+
+def kernel_limit_s(task: Task) -> float:
+    """Return the seconds that Kaggle gives the kernel: the task's, or a rehearsal's."""
+    return float(os.environ.get(TIME_LIMIT_VARIABLE, 3600 * task.limits.hours))
 
 
 def find_competition(file_name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import time
@@ -71,7 +72,7 @@ def describe_drops(blend: Blend, predicted: Predicted, task: Task) -> list[str]:
         scored = f", out-of-fold {task.metric} {score.total:.4f}" if score and score.total is not None else ""
         lines.append(f"  {images:,} images: {said}{scored}")
     if predicted.num_cut:
-        lines.append(f"  of these, {predicted.num_cut:,} images by the first run without views or some of its networks")
+        lines.append(f"  {predicted.num_cut:,} images by the first run without its views, or by some of its networks")
     expected, whole = expected_score(blend, predicted), blend.score and blend.score.total
     lost = "" if expected is None or whole is None else f"; expect about {expected:.4f} in place of {whole:.4f}"
     return [f"WARNING time was short{lost}:", *lines]
@@ -133,6 +134,21 @@ def write_report(out: Path, predictor: Predictor, predicted: Predicted, *, stage
         "versions": _versions(),
     }
     with replacing(out.with_suffix(".report.json")) as temporary:
+        temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def write_unfinished_report(out: Path, *, images: int, lacking: int, why: str) -> None:
+    """Write FILE.report.json beside a submission that could not be finished; a full disk is no error.
+
+    Args:
+        out: The submission.
+        images: How many there are.
+        lacking: How many of them have the class priors alone.
+        why: What happened.
+    """
+    report = {"format": FORMAT, "written": datetime.now(UTC).isoformat(timespec="seconds"), "submission": out.name}
+    report |= {"unfinished": why, "images": images, "images_of_priors": lacking, "versions": _versions()}
+    with contextlib.suppress(OSError), replacing(out.with_suffix(".report.json")) as temporary:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
 
 

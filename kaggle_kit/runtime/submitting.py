@@ -5,23 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from kaggle_kit.errors import BundleError, DataError, some_of
+from kaggle_kit.errors import BundleError, DataError, KitError, some_of
 from kaggle_kit.metrics import PROBABILITY_METRICS
 from kaggle_kit.runtime.answers import Answers, Predicted
 from kaggle_kit.runtime.backends import Device
 from kaggle_kit.runtime.budget import MARGIN
 from kaggle_kit.runtime.bundle import MANIFEST, Bundle, file_sha256, open_bundle
-from kaggle_kit.runtime.mounts import in_kernel, in_rerun
+from kaggle_kit.runtime.mounts import in_kernel, in_rerun, kernel_limit_s
 from kaggle_kit.runtime.pipeline import GRACE_S, LostDeviceError
 from kaggle_kit.runtime.predictor import REBUILD_SHARE, Predictor
 from kaggle_kit.runtime.progress import print_line
-from kaggle_kit.runtime.report import Stages, describe_broken, describe_drops, write_report
+from kaggle_kit.runtime.report import (
+    Stages,
+    describe_broken,
+    describe_drops,
+    write_report,
+    write_unfinished_report,
+)
 from kaggle_kit.runtime.results import Batch, Results
 from kaggle_kit.sources import Source, check_ids, open_source
 from kaggle_kit.sources.encoded import EncodedSource
@@ -89,16 +96,16 @@ def predict_submission(
     bundle = open_bundle(folder)
     task = bundle.task
     if time_limit_s is None:
-        time_limit_s = 3600 * task.limits.hours * (1 - MARGIN) if in_kernel() else math.inf
+        time_limit_s = kernel_limit_s(task) * (1 - MARGIN) if in_kernel() else math.inf
     rows, source, absent = _open_test(task, data, say=say)
     stages.finish("open")
     blend = bundle.blend if num_runs is None else bundle.blend.first(num_runs)
-    if math.isfinite(time_limit_s):
+    if math.isfinite(time_limit_s) and (in_kernel() or not out.exists()):
         Answers(bundle, blend, prior_shift=prior_shift, say=say).write_priors(out, rows=rows)
         say(f"{out}: a submission of class priors is there, should all else fail")
     reserve_s = _reserve_s(time_limit_s, stages.finish("write priors"))
     if build_s is None and engines is not None:
-        build_s = REBUILD_SHARE * min(3600 * task.limits.hours, time_limit_s - stages.elapsed_s)
+        build_s = REBUILD_SHARE * min(kernel_limit_s(task), time_limit_s - stages.elapsed_s)
     predictor = Predictor(
         bundle,
         num_runs=num_runs,
@@ -126,7 +133,7 @@ def predict_submission(
         stages.finish("predict")
         for line in (*describe_broken(predicted), *describe_drops(predictor.blend, predicted, task)):
             say(line)
-        predictor.write(out, predicted, rows=rows)
+        _write(predictor, out, predicted, rows)
         stages.finish("write")
         try:  # before results go: it says that the submission is whole, whatever becomes of this process
             write_report(out, predictor, predicted, stages=stages, time_limit_s=time_limit_s)
@@ -134,7 +141,19 @@ def predict_submission(
             say(f"WARNING there is no report: {error.strerror or error}")
         results.remove()
     say(f"{out}: {len(rows):,} rows, {stages.elapsed_s:,.0f} s in all")
+    if stages.elapsed_s > time_limit_s:
+        say(f"WARNING the limit of {time_limit_s:,.0f} s was missed by {stages.elapsed_s - time_limit_s:,.1f} s")
     return predicted
+
+
+def _write(predictor: Predictor, out: Path, predicted: Predicted, rows: Text) -> None:
+    try:
+        predictor.write(out, predicted, rows=rows)
+    except OSError as error:
+        raise KitError(
+            f"{out} cannot be written: {error.strerror or error}; make room there and run the same command again, "
+            "which goes on from what is finished"
+        ) from None
 
 
 def _predict(
@@ -148,13 +167,14 @@ def _predict(
         raise BundleError(str(error)) from None
 
 
-def finish_submission(folder: Path, data: Path, out: Path, *, say: Say = print_line) -> None:
+def finish_submission(folder: Path, data: Path, out: Path, *, why: str, say: Say = print_line) -> None:
     """Write the submission of whatever a process left that cannot go on: class priors for all that is not finished.
 
     Args:
         folder: The bundle.
         data: The competition's data folder.
-        out: The CSV file to write.
+        out: The CSV file to write; the report beside it says that it is unfinished.
+        why: What happened, for the report.
         say: Where lines go.
 
     Raises:
@@ -167,12 +187,14 @@ def finish_submission(folder: Path, data: Path, out: Path, *, say: Say = print_l
     wanted = expected_images(bundle.task, rows)
     if results is None or not np.isin(wanted, results.ids).all():
         answers.write_priors(out, rows=rows)
+        write_unfinished_report(out, images=len(wanted), lacking=len(wanted), why=why)
         say(f"WARNING {out}: {len(rows):,} rows, all of class priors")
         return
     with results:
         predicted = answers.collect(results)
         answers.write(out, predicted, rows=rows)
         lacking = int((results.num_runs() == 0).sum())
+        write_unfinished_report(out, images=len(results.ids), lacking=lacking, why=why)
         say(f"WARNING {out}: {len(rows):,} rows; {lacking:,} of {len(results.ids):,} images have the class priors")
         results.remove()
 
@@ -223,9 +245,9 @@ def _open_test(task: Task, data: Path, *, say: Say) -> tuple[Text, Source, Text]
 
 
 def _open_shards(task: Task, data: Path, *, say: Say) -> Source:
-    """Return the test images; in the rerun, of those shards alone that can be opened."""
+    """Return the test images; in the rerun, of those shards alone that can be opened, and without missing files."""
     try:
-        return open_source(task, "test", data, on_broken="blank")
+        return open_source(task, "test", data, on_broken="blank", lacking_ok=in_rerun())
     except DataError as error:
         if not in_rerun() or task.images.format not in SHARDED:
             raise
@@ -272,5 +294,7 @@ def _make_results(predictor: Predictor, ids: Text, folder: Path, key: str, *, le
     try:
         return predictor.make_results(ids, folder=folder, key=key, accept=accept)
     except OSError as error:
+        if folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
         say(f"WARNING nothing is kept should this process be killed: {error.strerror or error}: {folder}")
         return predictor.make_results(ids)

@@ -41,7 +41,9 @@ Split = Literal["train", "test"]
 SAMPLE_TO_MEASURE = 300
 
 
-def open_source(task: Task, split: Split, root: Path, *, on_broken: OnBroken = "error") -> Source:
+def open_source(
+    task: Task, split: Split, root: Path, *, on_broken: OnBroken = "error", lacking_ok: bool = False
+) -> Source:
     """Open the competition's images as the task describes them.
 
     Args:
@@ -50,6 +52,7 @@ def open_source(task: Task, split: Split, root: Path, *, on_broken: OnBroken = "
         root: The data folder.
         on_broken: What a broken image becomes in `chunks()`: `error`, or `blank`: an image of zeros, named in
             `Chunk.broken`.
+        lacking_ok: Whether image files that are missing are broken images, rather than an error.
 
     Raises:
         DataError: For missing files, missing columns or repeated ids.
@@ -67,7 +70,8 @@ def open_source(task: Task, split: Split, root: Path, *, on_broken: OnBroken = "
         blobs = ParquetBlobs(find_shards(root, pattern), image=images.image, id_column=images.id)
         return EncodedSource(blobs, ids=blobs.ids(), channels=images.channels, stored=stored, on_broken=on_broken)
     ids, nested = listed_ids(task, split, root), images.class_folders and split == "train"
-    files = open_files(image_folder(task, split, root), ids, suffix=images.suffix, class_folders=nested)
+    folder = image_folder(task, split, root)
+    files = open_files(folder, ids, suffix=images.suffix, class_folders=nested, lacking_ok=lacking_ok)
     return EncodedSource(files, ids=ids, channels=images.channels, stored=stored, on_broken=on_broken)
 
 

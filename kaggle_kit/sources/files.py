@@ -31,7 +31,7 @@ ZIP_ERRORS = (
 )
 
 
-def open_files(folder: Path, ids: Text, *, suffix: str, class_folders: bool) -> Blobs:
+def open_files(folder: Path, ids: Text, *, suffix: str, class_folders: bool, lacking_ok: bool = False) -> Blobs:
     """Return the encoded files of these ids, in their order.
 
     Args:
@@ -39,6 +39,7 @@ def open_files(folder: Path, ids: Text, *, suffix: str, class_folders: bool) -> 
         ids: (N,) names below the folder.
         suffix: Added to an id for its file's name.
         class_folders: Look for each name in the folders below `folder`, not in `folder` itself.
+        lacking_ok: Whether files that are missing are told of when they are read, as broken images are.
 
     Raises:
         DataError: When the folder or files are missing, or an id is no name below the folder.
@@ -49,9 +50,10 @@ def open_files(folder: Path, ids: Text, *, suffix: str, class_folders: bool) -> 
         raise DataError(f"id(s) {some_of(odd)} are no plain file names; expected names of files in {folder}")
     archive, inside = _split_at_zip(folder)
     if archive is not None:
-        return _ZipBlobs(archive, _placed(names, _list_zip(archive, inside), folder, class_folders), inside)
+        placed = _placed(names, _list_zip(archive, inside), folder, class_folders, lacking_ok=lacking_ok)
+        return _ZipBlobs(archive, placed, inside)
     present = list_files(folder, nested=class_folders or any("/" in name for name in names))
-    return _FolderBlobs(folder, _placed(names, present, folder, class_folders))
+    return _FolderBlobs(folder, _placed(names, present, folder, class_folders, lacking_ok=lacking_ok))
 
 
 def list_class_folders(folder: Path, *, suffix: str) -> dict[str, str]:
@@ -136,8 +138,10 @@ def _list_zip(archive: Path, inside: str) -> list[str]:
     return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
-def _placed(names: list[str], present: Iterable[str], folder: Path, class_folders: bool) -> list[str]:
-    """Return each name's path below the folder.
+def _placed(
+    names: list[str], present: Iterable[str], folder: Path, class_folders: bool, *, lacking_ok: bool
+) -> list[str]:
+    """Return each name's path below the folder; of one that is missing and may be, the name.
 
     Raises:
         DataError: Counting the names that have none, or, in class folders, more than one.
@@ -148,7 +152,9 @@ def _placed(names: list[str], present: Iterable[str], folder: Path, class_folder
         if class_folders and "/" in path and not _is_hidden(path):
             places.setdefault(path.rpartition("/")[2], []).append(path)
     missing = [name for name in names if name not in places]
-    if missing:
+    if missing and lacking_ok:
+        places |= {name: [name] for name in missing}
+    elif missing:
         raise DataError(
             f"{folder} lacks {len(missing):,} of {len(names):,} images: {some_of(missing)}; it holds "
             f"{some_of(sorted(places)) or 'no files'}; check the download and the task's `images.folder`, "
