@@ -172,7 +172,7 @@ def print_feed(data: Path, work: Path, options: argparse.Namespace) -> None:
             f"{target:,} | {statistics.median(share for _, share in found):.0%} |",
             flush=True,
         )
-    photos = extract_photos(data, work / "photos")
+    photos = extract_photos(data, work / "photos", times=5)
     print("\n| photos | images | bare, images/s | pipeline | share, median of 5 | range |\n|---|---|---|---|---|---|")
     bare, ours = [], []
     for _ in range(5):
@@ -313,15 +313,27 @@ def print_start(data: Path, work: Path, options: argparse.Namespace) -> None:
     wide = make_wide(data, work / f"wide_{number}", [number])
     packed = make_packed(wide, work / f"packed_{number}")
     images = first_images(wide_task(), wide, 64)
-    bare = min(run_measured([sys.executable, "-c", "pass"])[0] for _ in range(5))
     code = "import kaggle_kit.runtime.supervise, kaggle_kit.runtime.predictor"
-    found = statistics.median(run_measured([sys.executable, "-c", code])[0] for _ in range(5))
-    print(f"importing the runtime: {found - bare:.2f} s more than Python's own {bare:.2f} s\n")
+    found = {what: import_s(what) for what in ("pass", "import numpy", code)}
+    print(
+        f"importing the runtime: {found[code] - found['pass']:.2f} s more than Python's own {found['pass']:.2f} s; "
+        f"alone takes {found['import numpy'] - found['pass']:.2f} s of that\n"
+    )
     print("| from | images | process to first batch, s, median of 5 | reading alone, s |\n|---|---|---|---|")
     for source, task, folder in (("packed", packed_task(), packed), ("wide parquet", wide_task(), wide)):
         bundle = make_bundle(work / f"bundle_{source[:4]}_resnet18", task, ["resnet18"], images).folder
         seconds = statistics.median(first_batch_s(bundle, folder, work / "start.csv") for _ in range(5))
         print(f"| {source} | {number:,} | {seconds:.2f} | {read_s(task, folder):.2f} |", flush=True)
+
+
+def import_s(code: str) -> float:
+    """Return the median of the seconds that processes take to run a line."""
+    seconds = []
+    for _ in range(9):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
 
 
 def first_batch_s(bundle: Path, folder: Path, out: Path) -> float:

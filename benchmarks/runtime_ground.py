@@ -54,12 +54,17 @@ def make_packed(wide: Path, folder: Path) -> Path:
     return folder
 
 
-def extract_photos(archives: Path, folder: Path) -> list[Path]:
-    """Return the photos' files."""
+def extract_photos(archives: Path, folder: Path, *, times: int) -> list[Path]:
+    """Return the photos' files in one folder, each so many times under names of their own."""
     if not folder.is_dir():
+        folder.mkdir(parents=True)
         with zipfile.ZipFile(archives / "caltech_photos.zip") as opened:
-            opened.extractall(folder)
-    return sorted(folder.rglob("*.jpg"))
+            for name in [name for name in opened.namelist() if name.endswith(".jpg")]:
+                first = folder / f"0_{Path(name).name}"
+                first.write_bytes(opened.read(name))
+                for number in range(1, times):
+                    os.link(first, folder / f"{number}_{Path(name).name}")
+    return sorted(folder.iterdir())
 
 
 def wide_task() -> Task:
