@@ -435,7 +435,7 @@ def print_kills(data: Path, work: Path, options: argparse.Namespace) -> None:
             [*command, str(work / "killed.npz"), "--out", str(out["killed"])], stdout=subprocess.DEVNULL
         )
         try:
-            child.wait(rng.uniform(0.5, 4 + usual / 15) if kills < 20 else None)
+            child.wait(rng.uniform(0.5, 3) if kills < 20 else None)
             break
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
