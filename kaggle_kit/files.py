@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -77,11 +78,12 @@ def check_replaceable(folder: Path, own: Collection[str], *, what: str, error: t
     Raises:
         KitError: Of the kind `error`, naming files that would be lost.
     """
-    if not folder.exists():
+    try:  # once for each: another process may be about to replace it
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise error(f"{folder} is a file; give a folder for the {what}")
+        others = sorted(path.name for path in folder.iterdir() if path.name not in own)
+    except FileNotFoundError:
         return
-    if not folder.is_dir():
-        raise error(f"{folder} is a file; give a folder for the {what}")
-    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if others and not own:
         raise error(f"{folder} is not empty and no {what}; choose another folder")
     if others:

@@ -142,7 +142,10 @@ def test_the_kernel_sees_the_hidden_test_and_no_solution(go) -> None:
         ]
     )
     assert log[1] == "19"
-    assert log[2] == "['KAGGLE_IS_COMPETITION_RERUN', 'KAGGLE_KERNEL_RUN_TYPE', 'KAGGLE_KIT_ROOT']"
+    assert (
+        log[2]
+        == "['KAGGLE_IS_COMPETITION_RERUN', 'KAGGLE_KERNEL_RUN_TYPE', 'KAGGLE_KIT_ROOT', 'KAGGLE_KIT_TIME_LIMIT_S']"
+    )
 
 
 @pytest.mark.parametrize(
