@@ -166,6 +166,32 @@ def test_engines_that_fit_are_read_where_they_lie(gpu: None, model: Path, make_e
     assert session._session.given[tensorrt.PROVIDER] == tensorrt.provider_options(engines.folder, shape=SHAPE, batch=4)
 
 
+def test_tensorrt_that_fails_in_the_middle_gives_way_to_cuda_on_the_same_gpu(
+    gpu: None, model: Path, make_engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    session = OnnxSession(model, engines=make_engines(batch=4), say=said.append)
+    images = pretended.random_images(6, SHAPE)
+    expected = session.run(images)
+    run = pretended.Session.run
+
+    def fail(self: pretended.Session, names, feed):
+        if self.runs_on == tensorrt.PROVIDER:
+            raise RuntimeError("TensorRT EP execution context enqueue failed")
+        return run(self, names, feed)
+
+    monkeypatch.setattr(pretended.Session, "run", fail)
+    found = session.run(images)
+    assert session.provider == CUDA
+    assert session._session.given == {CUDA: {"use_tf32": "0", "device_id": "0"}}
+    assert all(np.abs(found[head] - probs).max() < 1e-6 for head, probs in expected.items())
+    assert said == [
+        "WARNING member.onnx: TensorRT was left in the middle of a run: TensorRT EP execution context enqueue failed; "
+        f"going on with {CUDA}"
+    ]
+    assert "was left in the middle" in describe_session(session)
+
+
 STALE = [
     ({"gpu": "NVIDIA L4"}, "built for NVIDIA L4, this is Tesla T4"),
     ({"driver": "1"}, "built with driver 1, here is 580.65.06"),
