@@ -377,7 +377,7 @@ def test_a_process_that_hangs_is_started_again_long_before_the_limit(
     place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, data, out = place
-    monkeypatch.setattr(supervise, "LEAST_STALL_S", 8.0)
+    monkeypatch.setattr(supervise, "LEAST_STALL_S", 15.0)
     monkeypatch.setattr(supervise, "STALL_SHARE", 0.0)
     stopped = "import signal; os.kill(os.getpid(), signal.SIGSTOP)"
     child_that(monkeypatch, when="batch.rows.start == 4", how=stopped)
