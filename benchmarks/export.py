@@ -22,13 +22,11 @@ WORK_FOLDER/NAME/onnx, bundle                                      what the part
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from export_members import CONTESTS, NETWORKS, Ground, train_members
 from export_tables import print_bundle, print_fused, print_parity, print_precision
+from machine import describe_machine
 
 VERSIONS = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 PARTS = {
@@ -37,17 +35,6 @@ PARTS = {
     "precision": (print_precision, "measure fp32, fp16 and int8"),
     "bundle": (print_bundle, "time a bundle of five members"),
 }
-
-
-def describe_machine() -> str:
-    """Return one line: cores, machine and versions."""
-    found = []
-    for name in VERSIONS:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"no {name}")
-    return f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, {', '.join(found)}"
 
 
 def known_names(text: str, known: list[str]) -> list[str]:
@@ -80,7 +67,7 @@ def main() -> None:
             help="such as resnet50,vit_tiny (default: all)",
         )
     options = parser.parse_args()
-    print(f"{describe_machine()}\n", flush=True)
+    print(f"{describe_machine(VERSIONS)}\n", flush=True)
     if options.part == "members":
         for name in options.only:
             train_members(Ground(name=name, work=options.work), options.data, epochs=options.epochs)

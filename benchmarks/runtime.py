@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import signal
 import statistics
@@ -28,11 +26,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import describe_machine
 from runtime_ground import (
     SIZE,
     extract_photos,
@@ -471,17 +469,6 @@ def quiet(_line: str) -> None:
     """Say nothing."""
 
 
-def describe_machine() -> str:
-    """Return one line: cores, machine and versions."""
-    found = []
-    for name in VERSIONS:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"no {name}")
-    return f"{os.cpu_count()} cores of {platform.machine()}, Python {platform.python_version()}, {', '.join(found)}"
-
-
 PARTS = {
     "whole": print_whole,
     "feed": print_feed,
@@ -507,7 +494,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    print(f"{describe_machine()}\n", flush=True)
+    print(f"{describe_machine(VERSIONS)}\n", flush=True)
     PARTS[options.part](options.data, options.work, options)
 
 

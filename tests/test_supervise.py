@@ -437,3 +437,32 @@ def test_a_disk_that_is_full_at_the_end_names_the_file_and_keeps_what_is_finishe
     said: list[str] = []
     predict_submission(bundle, data, out, say=said.append)
     assert "going on: 9 images are finished already" in said
+
+
+def test_what_an_earlier_process_finished_outlives_a_disk_that_is_full(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data, out = place
+    predictor = Predictor(bundle, say=quiet)
+    source = open_source(predictor.bundle.task, "test", data)
+    key = submitting.results_key(predictor.bundle, source, num_runs=None, fused=None, device="auto")
+    with predictor.make_results(source.ids, folder=parts_folder(out), key=key) as results:
+        results.put(Batch(rows=range(9), num_runs=2), predictor.answers.priors(9))
+
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kaggle_kit.runtime.results._reserve", full)
+    predict_submission(bundle, data, out, say=quiet)
+    assert (parts_folder(out) / DONE).read_bytes().count(b"\n") == 1
+
+
+def test_an_error_of_ours_is_told_and_tried_again_though_a_thread_of_the_process_hangs(
+    place: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, data, out = place
+    hangs = "__import__('threading').Thread(target=__import__('time').sleep, args=(600,)).start() or 1 / 0"
+    child_that(monkeypatch, when=hangs, how="pass")
+    started = time.monotonic()
+    assert submit(bundle, data, out, time_limit_s=3600.0, say=quiet) == 0
+    assert time.monotonic() - started < 300

@@ -29,7 +29,7 @@ from kaggle_kit.runtime.report import (
     write_report,
     write_unfinished_report,
 )
-from kaggle_kit.runtime.results import Batch, Results
+from kaggle_kit.runtime.results import DONE, Batch, Results
 from kaggle_kit.sources import Source, check_ids, open_source
 from kaggle_kit.sources.encoded import EncodedSource
 from kaggle_kit.sources.encoded_parquet import ParquetBlobs
@@ -294,7 +294,7 @@ def _make_results(predictor: Predictor, ids: Text, folder: Path, key: str, *, le
     try:
         return predictor.make_results(ids, folder=folder, key=key, accept=accept)
     except OSError as error:
-        if folder.is_dir():
+        if folder.is_dir() and not (folder / DONE).exists():  # else an earlier process's work
             shutil.rmtree(folder, ignore_errors=True)
         say(f"WARNING nothing is kept should this process be killed: {error.strerror or error}: {folder}")
         return predictor.make_results(ids)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ KILLING_S = 10.0  # a process that waits for a driver may not even die
 POLL_S = 0.5
 STALL_SHARE, LEAST_STALL_S = 0.1, 60.0  # of the time limit without a finished batch: then a process hangs
 PAUSE_SHARE, PAUSE_S = 0.005, 30.0  # of the time limit, before a last attempt: what broke may have passed
-USER_CAN_MEND = 2
+CRASHED, USER_CAN_MEND = 1, 2
 _CHILD = f"import sys; sys.path[:] = sys.argv[2:]; from {__name__} import _predict_here; _predict_here(sys.argv[1])"
 
 
@@ -173,6 +174,9 @@ def _predict_here(told: str) -> None:
     except KitError as error:
         print_line(f"ERROR {error}")
         code = USER_CAN_MEND
+    except Exception:  # noqa: BLE001  told, and answered by `submit`; Python's own end would wait for a thread that hangs
+        traceback.print_exc()
+        code = CRASHED
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
