@@ -76,6 +76,7 @@ LAYERS = (
         "settings",
         "sources",
         "submission",
+        "submission_checks",
         "tables",
         "task",
     ),
