@@ -51,6 +51,12 @@ def _check_sample(task: Task, path: Path) -> None:
             )
 
 
+def unfilled_columns(task: Task, root: Path) -> list[str]:
+    """Return the sample submission's columns that a submission of this task will not have."""
+    own = [task.submission.id_column, *_submission_columns(task)]
+    return [name for name in read_header(root / task.submission.file) if name not in own]
+
+
 def writes_probs(task: Task) -> bool:
     """Return whether a submission holds probabilities, rather than what was decided."""
     return task.submission.form == "column_per_class" and task.metric in PROBABILITY_METRICS
@@ -164,6 +170,11 @@ def _places(images: Text, ids: Text) -> np.ndarray[tuple[int, ...], np.dtype[np.
             "is a test shard or file missing?"
         )
     return places
+
+
+def _submission_columns(task: Task) -> list[str]:
+    """Return a submission's columns but its ids'."""
+    return [task.submission.target] if task.submission.form == "row_per_head" else _answer_columns(task)
 
 
 def _answer_columns(task: Task) -> list[str]:
@@ -299,7 +310,7 @@ def validate_submission(task: Task, path: Path, *, rows: Text) -> None:
         SubmissionError: With the first thing the competition would refuse.
     """
     form = task.submission
-    answers = [form.target] if form.form == "row_per_head" else _answer_columns(task)
+    answers = _submission_columns(task)
     if not path.is_file():
         raise SubmissionError(f"{path} is missing; the kernel must write it")
     table = read_columns(path)

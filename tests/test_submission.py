@@ -14,6 +14,7 @@ from kaggle_kit.submission import (
     read_submission,
     score_submission,
     split_row_ids,
+    unfilled_columns,
     validate_submission,
     write_submission,
 )
@@ -119,3 +120,12 @@ def test_scores_join_by_id_and_keep_unseen_apart(wide: Toy, tmp_path: Path) -> N
     assert score.all.total == 1.0
     assert score.unseen is not None and score.unseen.rows > 0
     assert (score.seen.rows if score.seen else 0) + score.unseen.rows == len(ids)
+
+
+def test_columns_of_the_sample_that_the_task_does_not_name_are_found(wide: Toy) -> None:
+    assert unfilled_columns(wide.task, wide.data) == []
+    path = wide.data / "sample_submission.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0] + ",Usage", *[line + ",Public" for line in lines[1:]]]) + "\n")
+    assert unfilled_columns(wide.task, wide.data) == ["Usage"]
+    assert len(expected_rows(wide.task, wide.data)) == len(lines) - 1

@@ -57,7 +57,8 @@ def describe_broken(predicted: Predicted) -> list[str]:
     if not predicted.broken:
         return []
     name, reason = next(iter(predicted.broken.items()))
-    return [f"WARNING {len(predicted.broken):,} broken image(s) got the class priors; the first: {name}: {reason}"]
+    first = reason if repr(name) in reason else f"{name}: {reason}"
+    return [f"WARNING {len(predicted.broken):,} broken image(s) got the class priors; the first: {first}"]
 
 
 def describe_drops(blend: Blend, predicted: Predicted, task: Task) -> list[str]:

@@ -34,7 +34,7 @@ from kaggle_kit.sources import Source, check_ids, open_source
 from kaggle_kit.sources.encoded import EncodedSource
 from kaggle_kit.sources.encoded_parquet import ParquetBlobs
 from kaggle_kit.sources.wide_parquet import WideParquetSource
-from kaggle_kit.submission import expected_images, expected_rows, writes_probs
+from kaggle_kit.submission import expected_images, expected_rows, unfilled_columns, writes_probs
 from kaggle_kit.tables import Text
 from kaggle_kit.task import Task
 
@@ -231,6 +231,11 @@ def _open_test(task: Task, data: Path, *, say: Say) -> tuple[Text, Source, Text]
         say(
             f"WARNING metric {task.metric} scores probabilities, and a submission of form {task.submission.form} holds "
             "decided classes; if the competition takes probabilities, set `submission.form` to column_per_class"
+        )
+    if extra := unfilled_columns(task, data):
+        say(
+            f"WARNING {data / task.submission.file} has column(s) {some_of(extra)}, which the task does not name; the "
+            "submission will be without"
         )
     if not len(rows):
         say(f"WARNING {data / task.submission.file} asks for no rows at all; the submission will have none")
