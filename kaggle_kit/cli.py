@@ -15,11 +15,14 @@ from typing import Any, NoReturn
 import kaggle_kit
 from kaggle_kit import commands
 from kaggle_kit.blend_command import add_blend_parser
+from kaggle_kit.doctor_command import add_doctor_parsers
 from kaggle_kit.errors import KitError
 from kaggle_kit.export_command import add_export_parsers
 from kaggle_kit.machine import is_first_process
+from kaggle_kit.rehearse_command import add_rehearse_parsers, parse_seconds
 from kaggle_kit.runs_command import add_runs_parser, with_listing
 from kaggle_kit.train_command import add_train_parsers
+from kaggle_kit.wheelhouse_command import add_wheelhouse_parsers
 
 Command = Callable[[argparse.Namespace], tuple[commands.Result, int]]
 Adder = Callable[[str, Command, str, str], argparse.ArgumentParser]
@@ -106,6 +109,9 @@ def make_parser() -> argparse.ArgumentParser:
         add_runs_parser,
         add_export_parsers,
         _add_kernel,
+        add_rehearse_parsers,
+        add_wheelhouse_parsers,
+        add_doctor_parsers,
     ):
         add_commands(add)
     return parser
@@ -146,11 +152,7 @@ def _add_data(add: Adder) -> None:
         "everything: all train, none validates (default: stratified; with --check: as the file says)",
     )
     folds.add_argument(
-        "--valid-share",
-        type=float,
-        default=0.15,
-        metavar="SHARE",
-        help="holdout: validates (default: %(default)s)",
+        "--valid-share", type=float, default=0.15, metavar="SHARE", help="holdout: validates (default: %(default)s)"
     )
     folds.add_argument(
         "--unseen-share",
@@ -186,6 +188,7 @@ def _add_data(add: Adder) -> None:
         action="store_true",
         help="do not look at the images: fast, but equal images may then lie in two folds",
     )
+    folds.add_argument("--audit", type=Path, metavar="DIR", help="an audit's folder: near duplicates share a fold too")
     folds.add_argument("--n", type=int, default=5, metavar="N", help="number of folds (default: %(default)s)")
     folds.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
 
@@ -224,6 +227,12 @@ def _add_data(add: Adder) -> None:
     )
     pack.add_argument("--workers", type=int, metavar="N", help="processes (default: by source and cores)")
 
+    in_folds = "counts with its new class or is in no fold; train then needs edits=FILE too"
+    in_pack = "is checked only: every image is packed, so that no edit asks for packing again, and folds and train obey"
+    for parser, effect in ((folds, in_folds), (pack, in_pack)):
+        help_text = f"an edits.jsonl: what it relabels or drops {effect}"
+        parser.add_argument("--edits", type=Path, metavar="FILE", help=help_text)
+
 
 def _add_kernel(add: Adder) -> None:
     predict = add(
@@ -258,7 +267,7 @@ def _add_kernel(add: Adder) -> None:
     )
     predict.add_argument(
         "--time-limit",
-        type=_seconds,
+        type=parse_seconds,
         metavar="2h",
         help="like 90s, 30m or 2h: when the submission must be there. Where that is short, last runs, then views are "
         "left out for some images, and what that costs is said (default: in a Kaggle kernel the task's own limit less "
@@ -297,36 +306,6 @@ def _add_kernel(add: Adder) -> None:
     score.add_argument("solution", type=Path, help="the truth, CSV in the same form")
     score.add_argument("--data", type=Path, metavar="DATA", help="data folder: unseen combinations scored apart")
 
-    rehearse = add(
-        "rehearse",
-        commands.rehearse,
-        "run a submission kernel offline as Kaggle will",
-        "kaggle-kit rehearse submit --task digits --data ./digits/data --hidden ./digits/hidden --bundle ./bundle",
-    )
-    rehearse.add_argument(
-        "kernel", type=Path, metavar="KERNEL_DIR", help="a kernel's folder; `submit` for the kit's own template"
-    )
-    rehearse.add_argument("--task", required=True, metavar="TASK", help=TASK_HELP)
-    rehearse.add_argument("--data", type=Path, required=True, metavar="DATA", help=DATA_HELP)
-    rehearse.add_argument(
-        "--hidden",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="replaces the visible test: sample submission, test list, images or shards; and solution.csv",
-    )
-    rehearse.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="attached as a dataset")
-    rehearse.add_argument(
-        "--work", type=Path, default=Path("rehearsal"), metavar="DIR", help="log and submission (default: %(default)s)"
-    )
-    rehearse.add_argument(
-        "--time-limit",
-        type=_seconds,
-        metavar="2h",
-        help="like 90s, 30m or 2h: when it is stopped, and what the kit's kernels keep to; default: the task's",
-    )
-    rehearse.add_argument("--memory", type=_gigabytes, metavar="GB", help="default: the task's")
-
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -352,27 +331,6 @@ def _tagged(text: str) -> tuple[str, str, Path]:
     if not (tag and equals and parts):
         raise argparse.ArgumentTypeError(f"{text!r} is no TAG=TASK:DATA; write it like old=old.yaml:./old_data")
     return tag, parts[1], Path(parts[2])
-
-
-def _seconds(text: str) -> float:
-    units = {"s": 1, "m": 60, "h": 3600}
-    try:
-        seconds = float(text[:-1]) * units[text[-1]]
-    except (KeyError, ValueError, IndexError):
-        seconds = 0.0
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write it like 90s, 30m or 2h")
-    return seconds
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        size = float(text)
-    except ValueError:
-        size = 0.0
-    if not size > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give gigabytes above 0, like 30")
-    return size
 
 
 def _fail(options: argparse.Namespace, message: str) -> int:

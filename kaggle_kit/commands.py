@@ -55,14 +55,14 @@ def sample(options: argparse.Namespace) -> tuple[Result, int]:
 
 def folds(options: argparse.Namespace) -> tuple[Result, int]:
     """Divide the train images into folds, or check a fold file."""
+    from kaggle_kit.edits import read_edited_labels
     from kaggle_kit.errors import SettingError
-    from kaggle_kit.labels import read_labels
     from kaggle_kit.task import read_task
 
     if options.out is None and options.check in (None, True):
         raise SettingError("say where the folds go with --out folds.parquet, or which file to check with --check FILE")
     task = read_task(options.task)
-    labels = read_labels(task, options.data)
+    labels = read_edited_labels(task, options.data, options.edits, say=print)
     if options.check is None:
         return _make_folds(options, labels)
     return _check_folds(options, labels, options.out if options.check is True else options.check, task.labels.id)
@@ -74,7 +74,7 @@ def _check_folds(options: argparse.Namespace, labels: Labels, path: Path, id_col
     file = read_fold_file(path, id_column=id_column)
     if options.scheme and not file.scheme:
         file = dataclasses.replace(file, scheme=options.scheme)
-    equal = _packed_equal_images(options, labels, path.parent)
+    equal = _with_near_twins(options, labels, _packed_equal_images(options, labels, path.parent))
     findings = check_folds(labels, file, duplicates=equal)
     print("\n".join(format_findings(findings)))
     failed = [finding for finding in findings if finding.verdict in ("LEAK", "WRONG")]
@@ -98,8 +98,9 @@ def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, in
         rare=options.rare,
     )
     equal, broken = _equal_images(options, labels, options.out.parent)
-    made = make_folds(labels, **dataclasses.asdict(plan), duplicates=equal, leave_out=broken)
-    findings = check_made(labels, made, duplicates=equal)
+    together = _with_near_twins(options, labels, equal)
+    made = make_folds(labels, **dataclasses.asdict(plan), duplicates=together, leave_out=broken)
+    findings = check_made(labels, made, duplicates=together)
     made.save(options.out)
     duplicates = None if equal is None else describe_duplicates(labels, equal)
     print(f"{options.out}: {made.num_folds} {made.scheme} fold(s)")
@@ -162,8 +163,27 @@ def _equal_images(
     return store.duplicate_groups()[rows_of(labels.ids, store.ids)], broken
 
 
+def _with_near_twins(options: argparse.Namespace, labels: Labels, equal: Ints | None) -> Ints | None:
+    """Return (N,) numbers, equal for images that are equal or that an audit found to be nearly so."""
+    import numpy as np
+
+    from kaggle_kit.audit.duplicates import duplicate_groups
+    from kaggle_kit.folds.schemes import merged
+
+    if options.audit is None:
+        return equal
+    twins = duplicate_groups(options.audit, labels.ids)
+    counts = np.bincount(twins)
+    print(
+        f"{options.audit}: {int(counts[counts > 1].sum()):,} images in {int((counts > 1).sum()):,} group(s) of "
+        "duplicates and near duplicates; each group in one fold"
+    )
+    return twins if equal is None else merged(equal, twins)
+
+
 def pack(options: argparse.Namespace) -> tuple[Result, int]:
     """Convert the train images once."""
+    from kaggle_kit.edits import read_edited_labels
     from kaggle_kit.errors import SettingError
     from kaggle_kit.packing.competition import Tagged, pack_train
     from kaggle_kit.settings import plain
@@ -177,6 +197,8 @@ def pack(options: argparse.Namespace) -> tuple[Result, int]:
         raise SettingError("--fit says how --size is reached; give --size H W too, or set `stored` in the task")
     chosen = task.stored is None
     task = resolve_stored(task, options.data)
+    if options.edits:
+        read_edited_labels(task, options.data, options.edits, say=print)  # refuses now what training would refuse
     store = pack_train(
         task,
         options.data,
@@ -296,31 +318,3 @@ def score(options: argparse.Namespace) -> tuple[Result, int]:
     score = score_submission(task, options.submission, options.solution, train=train, draws=DRAWS)
     print("\n".join(format_scores({task.metric: score})))
     return {"metric": task.metric, "score": score}, DONE
-
-
-def rehearse(options: argparse.Namespace) -> tuple[Result, int]:
-    """Run a submission kernel as Kaggle will."""
-    from kaggle_kit.platform.rehearse import rehearse
-    from kaggle_kit.platform.wheel import find_kernel
-    from kaggle_kit.scores import format_scores
-    from kaggle_kit.task import read_task
-
-    task = read_task(options.task)
-    result = rehearse(
-        find_kernel(options.kernel),
-        task,
-        data=options.data,
-        hidden=options.hidden,
-        bundle=options.bundle,
-        work=options.work,
-        time_limit_s=options.time_limit,
-        memory_gb=options.memory,
-    )
-    print(f"Kaggle would answer: {result.answer}{': ' + result.detail if result.detail else ''}")
-    inputs = "inputs read-only" if result.read_only else "inputs not protected from writing here"
-    print(f"{result.seconds:.1f} s, peak memory {result.peak_memory_gb:.2f} GB; {result.isolation}, {inputs}")
-    for warning in result.warnings:
-        print(f"WARNING {warning}")
-    if result.score is not None:
-        print("\n".join(format_scores({"hidden test": result.score})))
-    return dataclasses.asdict(result), DONE if result.answer == "Complete" else CHECK_FAILED

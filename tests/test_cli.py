@@ -17,7 +17,7 @@ from kaggle_kit.task import task_from_plain, task_to_plain
 
 COMMANDS = (
     *("demo", "sample", "folds", "pack", "train", "lr-find", "show-augment", "weights", "sweep", "baseline", "blend"),
-    *("runs", "export", "bundle", "predict", "bench", "score", "rehearse"),
+    *("runs", "export", "bundle", "predict", "bench", "score", "rehearse", "wheelhouse", "doctor"),
 )
 
 

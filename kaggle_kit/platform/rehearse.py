@@ -1,84 +1,167 @@
-"""Run a submission kernel at home as Kaggle will: offline, inputs read-only, on the hidden test, within limits."""
+"""Run a submission kernel at home as Kaggle will: offline, inputs read-only, on the visible and on the hidden test.
+
+Kaggle's Save & Run All meets the visible test, and a kernel that fails there never becomes a submission. What costs one
+is the rerun of the whole kernel on the hidden test, whose failures return no log.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from kaggle_kit.errors import DataError, KitError, RehearsalError, some_of
-from kaggle_kit.labels import read_labels
-from kaggle_kit.platform import sandbox
-from kaggle_kit.platform.wheel import build_wheel
+from kaggle_kit.errors import KitError, RehearsalError
+from kaggle_kit.labels import Labels, read_labels
+from kaggle_kit.machine import memory_bytes, num_cores
+from kaggle_kit.platform.answers import (
+    SUBMISSION,
+    Answer,
+    kaggle_answer,
+    log_warnings,
+    report_warnings,
+    submission_fault,
+)
+from kaggle_kit.platform.environments import layer_environment
+from kaggle_kit.platform.hard_cases import HardCase, Injection, changed_answers, find_cases
+from kaggle_kit.platform.mounting import Inputs, Layout, check_inputs, wheel_warnings
+from kaggle_kit.platform.processes import GB
+from kaggle_kit.platform.script import check_kernel, metadata_warnings, runnable
+from kaggle_kit.platform.session import RunKind, SessionLimits, can_isolate, run_session
+from kaggle_kit.platform.work_folder import claimed
 from kaggle_kit.runtime.bundle import open_bundle
-from kaggle_kit.runtime.mounts import ROOT_VARIABLE, TIME_LIMIT_VARIABLE
-from kaggle_kit.runtime.report import read_report
 from kaggle_kit.scores import DRAWS, SplitScore
-from kaggle_kit.sources import image_folder, listed_ids
-from kaggle_kit.submission import expected_rows, score_submission, validate_submission
+from kaggle_kit.submission import expected_rows, score_submission
+from kaggle_kit.submission_checks import look_at_submission
 from kaggle_kit.task import Task
 
-Answer = Literal[
-    "Complete",
-    "Notebook Timeout",
-    "Notebook Threw Exception",
-    "Notebook Exceeded Allowed Compute",
-    "Submission CSV Not Found",
-    "Submission Scoring Error",
-]
-NOT_MOUNTED = ("solution.csv", "defects.csv")
-PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")  # never credentials
-SUBMISSION = "submission.csv"
-POLL_S = 0.05
+Only = Literal["interactive", "visible", "hidden"]
+CORES = 4  # of a kernel's machine
+DISK_GB = 20.0  # of its working folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """What Kaggle would have answered.
+class RehearsedRun:
+    """One run of the kernel.
 
     Attributes:
+        kind: On which test, and as which of Kaggle's sessions.
         answer: In Kaggle's words.
         detail: Why, where the answer is a failure.
-        seconds: Run time of the kernel here.
+        seconds: Run time here.
         peak_memory_gb: Highest resident memory of all the kernel's processes here; 0 where the system does not tell.
-        isolation: How the network was taken away.
-        read_only: Whether writing to the inputs was impossible.
-        warnings: What the rehearsal cannot show but Kaggle would stumble over.
+        peak_disk_gb: The most that the working folder took of the disk.
+        warnings: What is strange about it, though the answer may be "Complete".
         log: The kernel's output.
         submission: The file it wrote.
-        score: Against the hidden solution, where there is one.
     """
 
+    kind: RunKind
     answer: Answer
     detail: str
     seconds: float
     peak_memory_gb: float
-    isolation: str
-    read_only: bool
+    peak_disk_gb: float
     warnings: tuple[str, ...]
     log: Path
     submission: Path
-    score: SplitScore | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Outcome:
-    """How the child process ended."""
+class CaseResult:
+    """How the kernel met a hard case.
 
-    returncode: int
-    killed_for: Literal["", "time", "memory"]
-    seconds: float
-    peak_gb: float
+    Attributes:
+        case: Its name.
+        injection: What was done to the hidden test or the machine, or why nothing was.
+        run: The run; None where the case does not apply.
+        changed: Lines of the submission that differ from the plain rehearsal's.
+        changed_elsewhere: Those of them that are about images that the case did not touch.
+        lines: Lines of the submission.
+    """
+
+    case: str
+    injection: Injection
+    run: RehearsedRun | None = None
+    changed: int = 0
+    changed_elsewhere: int = 0
+    lines: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What Kaggle would have answered; seconds, peaks, log and submission are those of the last plain run.
+
+    Attributes:
+        runs: The visible run, then the hidden one, which a failure in the first leaves out.
+        cases: Hard cases, in turn.
+        isolation: How the network was taken away.
+        read_only: Whether writing to the inputs was impossible.
+        cores: How many the kernel had.
+        warnings: What Kaggle would stumble over though the answer is "Complete", or what it would quietly score as 0.
+        notes: In what this machine is less than Kaggle's.
+        score: Against the hidden solution, where there is one.
+    """
+
+    runs: tuple[RehearsedRun, ...]
+    cases: tuple[CaseResult, ...]
+    isolation: str
+    read_only: bool
+    cores: int
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    score: SplitScore | None
+
+    @property
+    def last(self) -> RehearsedRun:
+        """The plain run that decides the answer."""
+        return self.runs[-1]
+
+    @property
+    def answer(self) -> Answer:
+        """In Kaggle's words."""
+        return self.last.answer
+
+    @property
+    def detail(self) -> str:
+        """In which run it failed and why; empty where it is complete."""
+        return self.last.detail
+
+    @property
+    def seconds(self) -> float:
+        """Run time here."""
+        return self.last.seconds
+
+    @property
+    def peak_memory_gb(self) -> float:
+        """Highest resident memory here."""
+        return self.last.peak_memory_gb
+
+    @property
+    def peak_disk_gb(self) -> float:
+        """The most that the working folder took."""
+        return self.last.peak_disk_gb
+
+    @property
+    def log(self) -> Path:
+        """The kernel's output."""
+        return self.last.log
+
+    @property
+    def submission(self) -> Path:
+        """The file the kernel wrote."""
+        return self.last.submission
+
+    @property
+    def failed_cases(self) -> tuple[str, ...]:
+        """The hard cases that would have cost a submission."""
+        return tuple(one.case for one in self.cases if one.run is not None and one.run.answer != "Complete")
+
+    @property
+    def would_fail(self) -> bool:
+        """Whether a submission would have been lost, in the plain runs or in a hard case."""
+        return self.answer != "Complete" or bool(self.failed_cases)
 
 
 def rehearse(
@@ -86,319 +169,219 @@ def rehearse(
     task: Task,
     *,
     data: Path,
-    hidden: Path,
-    bundle: Path,
     work: Path,
+    hidden: Path | None = None,
+    bundle: Path | None = None,
+    attach: Sequence[Path] = (),
+    layout: Layout = "new",
+    only: Only | None = None,
+    inject: Sequence[str] = (),
     time_limit_s: float | None = None,
     memory_gb: float | None = None,
+    disk_gb: float = DISK_GB,
+    cores: int | None = None,
+    python: Path | None = None,
     echo: Callable[[str], object] = print,
 ) -> Rehearsal:
     """Rehearse a submission kernel.
 
     Args:
-        kernel: The folder with `kernel-metadata.json` and the script it names.
+        kernel: The folder with `kernel-metadata.json` and the script or notebook it names.
         task: The competition.
-        data: The competition's data folder.
-        hidden: Files that take the place of the visible test, and `solution.csv`.
-        bundle: Attached as a dataset, beside the running kit's own wheel.
-        work: The folder for mounts, log and submission; its earlier rehearsal is replaced.
-        time_limit_s: Seconds; None: the task's limit.
+        data: The competition's data folder, with its visible test.
+        work: The folder for mounts, logs and submissions; its earlier rehearsal is replaced.
+        hidden: Files that take the place of the visible test, and `solution.csv`; None only where it is not run.
+        bundle: Attached as a dataset.
+        attach: Further folders, each attached as a dataset of its name. Unless one holds the kit's wheel, the wheel of
+            the running kit is attached too.
+        layout: Where inputs are mounted: as today, or in the older flat way.
+        only: One of the runs alone; None: the visible test, then the hidden one.
+        inject: Hard cases, each a run on its own copy of the hidden test once the plain runs are complete.
+        time_limit_s: Seconds of each run; None: the task's limit.
         memory_gb: Gigabytes; None: the task's limit.
+        disk_gb: Gigabytes of the working folder.
+        cores: How many the kernel gets; None: 4, as on Kaggle, or as many as there are.
+        python: The interpreter that runs the kernel, in a layer of its own that takes what the kernel installs; None:
+            this one.
         echo: Where the kernel's output goes, line by line.
 
     Raises:
-        RehearsalError: When there is no kernel to run, or `work` holds something else.
+        RehearsalError: When there is no kernel to run, `work` holds something else, or another rehearsal runs there.
         DataError: When data or hidden test are incomplete.
     """
-    script = _kernel_script(kernel)
-    _check_inputs(task, data=data, hidden=hidden, bundle=bundle)
-    root = _fresh_root(work)
-    namespaces = _namespaces_work(root / "input")
-    # Files that the kernel could write to are copied, never linked: they are the user's own.
-    place = _link if namespaces else _copy
-    competition = _mount_inputs(root, task, data=data, hidden=hidden, bundle=bundle, place=place)
-    outcome = _run_kernel(
-        root,
-        script,
-        namespaces=namespaces,
-        time_limit_s=task.limits.hours * 3600 if time_limit_s is None else time_limit_s,
-        memory_gb=task.limits.memory_gb if memory_gb is None else memory_gb,
-        echo=echo,
-    )
-    submission = root / "working" / SUBMISSION
-    answer, detail = _kaggle_answer(task, outcome, root / "kernel.log", submission, competition)
-    return Rehearsal(
-        answer=answer,
-        detail=detail,
-        seconds=outcome.seconds,
-        peak_memory_gb=outcome.peak_gb,
-        isolation="network namespace" if namespaces else "sockets blocked in Python",
-        read_only=namespaces,
-        warnings=(*_warnings(kernel), *_shortfalls(submission)),
-        log=root / "kernel.log",
-        submission=submission,
-        score=_hidden_score(task, submission, hidden=hidden, data=data) if answer == "Complete" else None,
-    )
-
-
-def _kernel_script(kernel: Path) -> Path:
-    path = kernel / "kernel-metadata.json"
-    if not path.is_file():
-        raise RehearsalError(f"{kernel} is no kernel (no kernel-metadata.json); give a folder such as kernels/submit")
-    try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
-        script = kernel / str(metadata["code_file"])
-    except (ValueError, KeyError, TypeError):
-        raise RehearsalError(f"{path} does not name a `code_file`; see kernels/submit for one that does") from None
-    if metadata.get("enable_internet", True):
-        raise RehearsalError(f"{path}: write `enable_internet: false`; Kaggle's own default is true")
-    if script.suffix != ".py" or not script.is_file():
-        raise RehearsalError(f"{path}: code_file {metadata['code_file']!r} is no Python script beside it")
-    return script.resolve()
-
-
-def _warnings(kernel: Path) -> tuple[str, ...]:
-    """Return what only Kaggle's image would show: this child runs with home's packages."""
-    metadata = json.loads((kernel / "kernel-metadata.json").read_text(encoding="utf-8"))
-    sources = [str(source) for source in metadata.get("dataset_sources", [])]
-    if any("onnxruntime" in source for source in sources):
-        return ()
-    return (
-        f"{kernel / 'kernel-metadata.json'} attaches no onnxruntime dataset ({', '.join(sources) or 'none at all'}); "
-        "Kaggle's image has no onnxruntime, see datasets/kaggle-kit-onnxruntime",
-    )
-
-
-def _shortfalls(submission: Path) -> Iterator[str]:
-    """Yield what the kit's own kernel says it could not do, though Kaggle would be content."""
-    report = read_report(submission)
-    if "unfinished" in report:
-        yield (
-            f"the submission is unfinished ({report['unfinished']}): {report['images_of_priors']:,} of "
-            f"{report['images']:,} images have the class priors"
-        )
-    elif report.get("broken"):
-        yield f"{report['broken']:,} of {report['images']:,} images are broken and have the class priors"
-
-
-def _fresh_root(work: Path) -> Path:
-    marker = work / ".kaggle-kit-rehearsal"
-    if work.exists() and any(work.iterdir()):
-        if not marker.is_file():
-            raise RehearsalError(f"{work} is not empty and no rehearsal; choose another folder")
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    (work / "working").mkdir()
-    (work / "input").mkdir()
-    (work / "home").mkdir()
-    return work.resolve()
-
-
-def _check_inputs(task: Task, *, data: Path, hidden: Path, bundle: Path) -> None:
-    """Refuse what is the user's slip and not the kernel's, before the kernel is blamed for it."""
-    bundled = open_bundle(bundle).task.name
-    if bundled != task.name:
+    kinds: tuple[RunKind, ...] = ("visible", "hidden") if only is None else (only,)
+    if "hidden" in kinds and hidden is None:
         raise RehearsalError(
-            f"{bundle} is a bundle for task {bundled!r}, not {task.name!r}; give the task's own bundle"
+            "there is no hidden test to run; give its folder (--hidden), have one made of train images "
+            "(--hidden-images), or rehearse the visible test alone (--only visible)"
         )
-    if not hidden.is_dir():
-        raise DataError(f"there is no hidden test {str(hidden)!r}; give a folder with {_hidden_files(task)}")
-    patterns = [task.submission.file, *task.images.test_files]
-    missing = [pattern for pattern in patterns if not any(hidden.glob(pattern))]
-    if missing:
-        raise DataError(f"{hidden} lacks {some_of(missing)}; a hidden test is made of {_hidden_files(task)}")
-    if (hidden / "solution.csv").is_file():
-        read_labels(task, data)  # scoring needs them at the end; better refused now than after the run
-
-
-def _hidden_files(task: Task) -> str:
-    return f"{', '.join([task.submission.file, *task.images.test_files])} and, to be scored, solution.csv"
-
-
-def _mount_inputs(
-    root: Path, task: Task, *, data: Path, hidden: Path, bundle: Path, place: Callable[[Path, Path], object]
-) -> Path:
-    """Lay out inputs as Kaggle mounts them, and return the competition's folder."""
-    competition = root / "input" / "competitions" / task.name
-    replaced = {path.relative_to(data) for path in _visible_test(task, data)}
-    for path in _files_below(data):
-        if path.relative_to(data) not in replaced:
-            place(path, competition / path.relative_to(data))
-    for path in _files_below(hidden):
-        if path.name not in NOT_MOUNTED:
-            place(path, competition / path.relative_to(hidden))
-    for path in _files_below(bundle):
-        place(path, root / "input" / "datasets" / "owner" / "kaggle-kit-bundle" / path.name)
-    wheels = root / "input" / "datasets" / "owner" / "kaggle-kit-wheel"
-    wheels.mkdir(parents=True)
-    build_wheel(wheels)
-    return competition
-
-
-def _visible_test(task: Task, data: Path) -> Iterator[Path]:
-    images = task.images
-    if images.format != "files":
-        for found in data.glob(images.test):
-            yield from [found] if found.is_file() else _files_below(found)
-    else:
-        folder = image_folder(task, "test", data)
-        yield from (folder / f"{name}{images.suffix}" for name in listed_ids(task, "test", data).tolist())
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    for parent, _, names in os.walk(folder, followlinks=True):
-        yield from (Path(parent) / name for name in sorted(names) if not name.startswith("."))
-
-
-def _link(path: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(path.resolve(), target)
-    except OSError:  # another disk, or a system without hard links
-        shutil.copy2(path, target)
-
-
-def _copy(path: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    shutil.copy2(path, target)
-
-
-def _namespaces_work(folder: Path) -> bool:
-    """Try for real: many containers have `unshare` and forbid it."""
-    if shutil.which("unshare") is None or shutil.which("mount") is None:
-        return False
-    with tempfile.NamedTemporaryFile("w", suffix=".py") as script:
-        script.write("")
-        script.flush()
-        command = [*_in_namespaces(), sys.executable, sandbox.__file__, script.name, "--read-only", str(folder)]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def _in_namespaces() -> list[str]:
-    return ["unshare", "--user", "--map-root-user", "--net", "--mount"]
-
-
-def _run_kernel(
-    root: Path,
-    script: Path,
-    *,
-    namespaces: bool,
-    time_limit_s: float,
-    memory_gb: float,
-    echo: Callable[[str], object],
-) -> _Outcome:
-    command = [sys.executable, "-u", sandbox.__file__, str(script)]
-    command = (
-        [*_in_namespaces(), *command, "--read-only", str(root / "input")]
-        if namespaces
-        else [*command, "--block-sockets"]
+    cases = find_cases(inject)
+    if cases and "hidden" not in kinds:
+        raise RehearsalError("hard cases are made of the hidden test; rehearse it too (leave --only out)")
+    inputs = Inputs(task=task, data=data, bundle=bundle, attached=tuple(attach), layout=layout)
+    labels = _check(kernel, inputs, hidden=hidden if "hidden" in kinds else None, visible=set(kinds) != {"hidden"})
+    limits = SessionLimits(
+        time_s=task.limits.hours * 3600 if time_limit_s is None else time_limit_s,
+        memory_gb=task.limits.memory_gb if memory_gb is None else memory_gb,
+        disk_gb=disk_gb,
+        cores=min(CORES if cores is None else cores, num_cores()),
     )
-    environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    environment |= {
-        ROOT_VARIABLE: str(root),
-        TIME_LIMIT_VARIABLE: str(time_limit_s),
-        "HOME": str(root / "home"),
-        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
-        "KAGGLE_IS_COMPETITION_RERUN": "1",
-    }
-    log = root / "kernel.log"
-    with log.open("wb") as output:
-        started = time.monotonic()
-        child = subprocess.Popen(
-            command,
-            cwd=root / "working",
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    with claimed(work) as (root, left):
+        if left:
+            echo(f"{left} process(es) of a killed rehearsal were still at work in {work}, and are ended")
+        isolated = can_isolate(root)
+        stage = _Stage(
+            code=check_kernel(kernel),
+            inputs=replace(inputs, copies=not isolated),
+            hidden=hidden,
+            limits=limits,
+            isolated=isolated,
+            python=python,
+            echo=echo,
         )
-        try:
-            return _watch(child, log, started, time_limit_s=time_limit_s, memory_gb=memory_gb, echo=echo)
-        finally:
-            if child.poll() is None:  # Ctrl-C here must not leave it running for hours
-                _kill_session(child)
-                child.wait()
+        runs = _plain_runs(stage, kinds, root)
+        complete = runs[-1].answer == "Complete"
+        results = [_run_case(stage, case, runs[-1], root) for case in cases if complete]
+    return Rehearsal(
+        runs=tuple(runs),
+        cases=tuple(results),
+        isolation="network namespace" if isolated else "sockets blocked in Python",
+        read_only=isolated,
+        cores=limits.cores,
+        warnings=(*metadata_warnings(kernel), *wheel_warnings(inputs.attached), *_told(runs, results)),
+        notes=tuple(_notes(limits, cores=cores)),
+        score=_hidden_score(task, runs[-1], hidden, labels) if complete else None,
+    )
 
 
-def _watch(
-    child: subprocess.Popen[bytes],
-    log: Path,
-    started: float,
-    *,
-    time_limit_s: float,
-    memory_gb: float,
-    echo: Callable[[str], object],
-) -> _Outcome:
-    killed_for: Literal["", "time", "memory"] = ""
-    peak = 0.0
-    with log.open("r", encoding="utf-8", errors="replace") as lines:
-        while child.poll() is None:
-            time.sleep(POLL_S)
-            peak = max(peak, _memory_gb(child.pid))
-            if not killed_for and time.monotonic() - started > time_limit_s:
-                killed_for = "time"
-            elif not killed_for and peak > memory_gb:
-                killed_for = "memory"
-            if killed_for:
-                _kill_session(child)
-            for line in lines:
-                echo(f"    {line.rstrip()}")
-        for line in lines:
-            echo(f"    {line.rstrip()}")
-    seconds = time.monotonic() - started
-    return _Outcome(returncode=child.returncode, killed_for=killed_for, seconds=seconds, peak_gb=peak)
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """All that the runs of a rehearsal share."""
+
+    code: Path
+    inputs: Inputs
+    hidden: Path | None
+    limits: SessionLimits
+    isolated: bool
+    python: Path | None
+    echo: Callable[[str], object]
+
+    def run(self, kind: RunKind, root: Path, case: HardCase | None = None) -> tuple[RehearsedRun | None, Injection]:
+        """Lay out inputs, do to them what a hard case does, and run the kernel; None where the case does not apply."""
+        for name in ("input", "working", "outside"):
+            (root / name).mkdir(parents=True)
+        competition = self.inputs.lay_out(root / "input", self.hidden if kind == "hidden" else None)
+        injection = case.inject(self.inputs.task, competition, root / "outside") if case else Injection()
+        if injection.skipped:
+            return None, injection
+        python = Path(sys.executable) if self.python is None else layer_environment(self.python, root / "python")
+        session = run_session(
+            root,
+            runnable(self.code, root / "outside"),
+            kind=kind,
+            limits=self.limits,
+            isolated=self.isolated,
+            python=python,
+            variables=injection.variables,
+            echo=_say_nothing if case else self.echo,  # a dozen logs on the screen would hide the answers
+        )
+        log, submission = root / "kernel.log", root / "working" / SUBMISSION
+        answer, detail = kaggle_answer(session, self.limits, log=log, submission=submission)
+        warnings = [*log_warnings(log), *report_warnings(submission)]
+        fault = submission_fault(self.inputs.task, submission, competition) if answer == "Complete" else ""
+        if fault and kind == "hidden":
+            answer, detail = "Submission Scoring Error", fault
+        elif fault:
+            warnings.append(f"what it wrote would not be scored ({fault}); of the visible run, Kaggle scores nothing")
+        elif answer == "Complete" and kind == "hidden" and case is None:
+            warnings += _look(self.inputs, submission, competition)
+        return RehearsedRun(
+            kind=kind,
+            answer=answer,
+            detail=f"in the {kind} run: {detail}" if detail else "",
+            seconds=session.seconds,
+            peak_memory_gb=session.peak_memory_gb,
+            peak_disk_gb=session.peak_disk_gb,
+            warnings=tuple(warnings),
+            log=log,
+            submission=submission,
+        ), injection
 
 
-def _kill_session(child: subprocess.Popen[bytes]) -> None:
-    """Kill the kernel and all that it started, whatever groups they made of themselves."""
-    for pid, _ in _processes_of(child.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    child.kill()
+def _check(kernel: Path, inputs: Inputs, *, hidden: Path | None, visible: bool) -> Labels | None:
+    """Refuse what is the user's slip; return train's labels where the score will need them."""
+    check_kernel(kernel)
+    check_inputs(inputs, hidden=hidden, visible=visible)
+    scored = hidden is not None and (hidden / "solution.csv").is_file()
+    return read_labels(inputs.task, inputs.data) if scored else None  # better refused now than after the run
 
 
-def _processes_of(session: int) -> Iterator[tuple[int, int]]:
-    """Yield (process id, resident pages) of a session's processes, from /proc; none where there is none."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[3]) == session:
-            yield int(path.parent.name), int(fields[21])
+def _plain_runs(stage: _Stage, kinds: Sequence[RunKind], root: Path) -> list[RehearsedRun]:
+    runs: list[RehearsedRun] = []
+    for kind in kinds:
+        if len(kinds) > 1:
+            stage.echo(f"{kind} test:")
+        run, _ = stage.run(kind, root / kind)
+        assert run is not None
+        runs.append(run)
+        if run.answer != "Complete":
+            break
+    return runs
 
 
-def _memory_gb(session: int) -> float:
-    """Return the resident memory of all processes of a session; 0 where the system does not tell."""
-    pages = sum(own for _, own in _processes_of(session))
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 30) if pages else 0.0
+def _run_case(stage: _Stage, case: HardCase, plain: RehearsedRun, root: Path) -> CaseResult:
+    run, injection = stage.run("hidden", root / "cases" / case.name, case)
+    ended = f"{run.answer}, {run.seconds:,.1f} s" if run else "does not apply"
+    stage.echo(f"hard case {case.name} ({case.about}): {ended}")
+    if run is None or run.answer != "Complete":
+        return CaseResult(case=case.name, injection=injection, run=run)
+    changed, elsewhere, lines = changed_answers(stage.inputs.task, run.submission, plain.submission, injection.touched)
+    return CaseResult(
+        case=case.name,
+        injection=injection,
+        run=run,
+        changed=changed,
+        changed_elsewhere=elsewhere,
+        lines=lines,
+    )
 
 
-def _kaggle_answer(task: Task, outcome: _Outcome, log: Path, submission: Path, competition: Path) -> tuple[Answer, str]:
-    if outcome.killed_for == "time":
-        return "Notebook Timeout", f"stopped after {outcome.seconds:.0f} s, its limit"
-    if outcome.killed_for == "memory":
-        return "Notebook Exceeded Allowed Compute", f"stopped at {outcome.peak_gb:.1f} GB of memory"
-    if outcome.returncode != 0:
-        text = log.read_text(encoding="utf-8", errors="replace").strip()
-        if outcome.returncode < 0:
-            return "Notebook Threw Exception", f"killed by signal {-outcome.returncode}"
-        return "Notebook Threw Exception", text.splitlines()[-1] if text else f"exit code {outcome.returncode}"
-    if not submission.is_file():
-        return "Submission CSV Not Found", f"expected {submission.name} in the working folder"
-    try:
-        validate_submission(task, submission, rows=expected_rows(task, competition))
-    except KitError as error:
-        return "Submission Scoring Error", str(error)
-    return "Complete", ""
+def _look(inputs: Inputs, submission: Path, competition: Path) -> tuple[str, ...]:
+    priors = open_bundle(inputs.bundle).priors if inputs.bundle else None
+    task = inputs.task
+    sample = competition / task.submission.file
+    return look_at_submission(task, submission, rows=expected_rows(task, competition), sample=sample, priors=priors)
 
 
-def _hidden_score(task: Task, submission: Path, *, hidden: Path, data: Path) -> SplitScore | None:
-    solution = hidden / "solution.csv"
-    if not solution.is_file():
+def _told(runs: Sequence[RehearsedRun], results: Sequence[CaseResult]) -> Iterator[str]:
+    for run in runs:
+        yield from (f"{run.kind} run: {warning}" for warning in run.warnings)
+    for one in results:
+        if one.changed_elsewhere and one.run is not None:
+            why = "; ".join(one.run.warnings) or "are images joined by place, not by id?"
+            yield (
+                f"hard case {one.case}: {one.changed_elsewhere:,} of {one.lines:,} answers changed that it did not "
+                f"touch ({why})"
+            )
+
+
+def _say_nothing(_line: str) -> None:
+    pass
+
+
+def _notes(limits: SessionLimits, *, cores: int | None) -> Iterator[str]:
+    wanted = CORES if cores is None else cores
+    if limits.cores < wanted:
+        yield f"{limits.cores} cores here in place of {wanted}: it takes longer here than it would with them"
+    whole = memory_bytes()
+    if whole is not None and whole / GB < limits.memory_gb:
+        yield f"this machine has {whole / GB:.0f} GB of memory, less than the limit of {limits.memory_gb:g} GB"
+
+
+def _hidden_score(task: Task, run: RehearsedRun, hidden: Path | None, labels: Labels | None) -> SplitScore | None:
+    if run.kind != "hidden" or hidden is None or labels is None:
         return None
-    return score_submission(task, submission, solution, train=read_labels(task, data), draws=DRAWS)
+    try:
+        return score_submission(task, run.submission, hidden / "solution.csv", train=labels, draws=DRAWS)
+    except KitError as error:
+        raise RehearsalError(f"the submission is sound, but cannot be scored: {error}") from None
