@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kaggle_kit.errors import DataError, did_you_mean, some_of
 from kaggle_kit.files import replacing
 
+REPEATED = " (again in row "  # in the name of a row whose id an earlier row has
 Text = npt.NDArray[np.str_]
 
 
@@ -87,6 +88,17 @@ def check_unique(ids: Text, where: object) -> None:
             f"{where} holds {len(repeated):,} id(s) more than once: {some_of(repeated)} "
             f"({counts[counts > 1][0]} times); keep one row of each"
         )
+
+
+def rename_repeats(ids: Text) -> Text:
+    """Return ids of which none repeats: all but the first row of an id get a name that nothing asks for."""
+    _, first = np.unique(ids, return_index=True)
+    again = np.setdiff1d(np.arange(len(ids)), first)
+    if not len(again):
+        return ids
+    renamed = ids.astype(object)  # a longer name would be cut to the longest there is
+    renamed[again] = [f"{ids[row]}{REPEATED}{row})" for row in again.tolist()]
+    return renamed.astype(np.str_)
 
 
 def rows_of(wanted: Text, ids: Text) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -222,3 +223,17 @@ def test_check_ids_counts_what_is_missing(wide: Toy) -> None:
     source = open_source(wide.task, "test", wide.data)
     with pytest.raises(DataError, match=r"sample.csv names 1 of 2 images .*: 'Test_9'; is a shard or file missing\?"):
         check_ids(source, np.array(["Test_0", "Test_9"]), where="sample.csv")
+
+
+def test_of_an_id_that_repeats_the_first_row_counts_where_that_is_asked_for(wide: Toy, files: Toy) -> None:
+    first = wide.data / "test_0.parquet"
+    shutil.copy(first, wide.data / "test_2.parquet")
+    with pytest.raises(DataError, match="more than once"):
+        open_source(wide.task, "test", wide.data)
+    source = open_source(wide.task, "test", wide.data, repeats_ok=True)
+    assert source.ids.tolist() == ["Test_0", "Test_1", "Test_0 (again in row 2)"]
+    assert (source.read(2) == source.read(0)).all()
+    listed = files.data / "test.csv"
+    lines = listed.read_text().splitlines()
+    listed.write_text("\n".join([*lines, lines[1]]) + "\n")
+    assert len(open_source(files.task, "test", files.data, repeats_ok=True)) == len(lines) - 1

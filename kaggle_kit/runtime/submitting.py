@@ -35,7 +35,7 @@ from kaggle_kit.sources.encoded import EncodedSource
 from kaggle_kit.sources.encoded_parquet import ParquetBlobs
 from kaggle_kit.sources.wide_parquet import WideParquetSource
 from kaggle_kit.submission import expected_images, expected_rows, unfilled_columns, writes_probs
-from kaggle_kit.tables import Text
+from kaggle_kit.tables import REPEATED, Text, rename_repeats
 from kaggle_kit.task import Task
 
 Say = Callable[[str], object]
@@ -241,6 +241,9 @@ def _open_test(task: Task, data: Path, *, say: Say) -> tuple[Text, Source, Text]
         say(f"WARNING {data / task.submission.file} asks for no rows at all; the submission will have none")
     wanted = expected_images(task, rows)
     source = _open_shards(task, data, say=say)
+    again = int((np.char.find(source.ids, REPEATED) >= 0).sum()) if len(source) else 0
+    if again:
+        say(f"WARNING {again:,} test image(s) have the id of an earlier one and are passed over")
     absent = wanted[~np.isin(wanted, source.ids)]
     if len(absent) and in_rerun():
         say(f"WARNING the test files lack {len(absent):,} of {len(wanted):,} images: {some_of(absent)}")
@@ -252,7 +255,7 @@ def _open_test(task: Task, data: Path, *, say: Say) -> tuple[Text, Source, Text]
 def _open_shards(task: Task, data: Path, *, say: Say) -> Source:
     """Return the test images; in the rerun, of those shards alone that can be opened, and without missing files."""
     try:
-        return open_source(task, "test", data, on_broken="blank", lacking_ok=in_rerun())
+        return open_source(task, "test", data, on_broken="blank", lacking_ok=in_rerun(), repeats_ok=in_rerun())
     except DataError as error:
         if not in_rerun() or task.images.format not in SHARDED:
             raise
@@ -266,7 +269,7 @@ def _open_shards(task: Task, data: Path, *, say: Say) -> Source:
 def _opens(task: Task, data: Path, shard: Path) -> bool:
     one = replace(task, images=replace(task.images, test=str(shard.relative_to(data))))
     try:
-        open_source(one, "test", data, on_broken="blank")
+        open_source(one, "test", data, on_broken="blank", repeats_ok=True)
     except DataError:
         return False
     return True
@@ -274,9 +277,10 @@ def _opens(task: Task, data: Path, shard: Path) -> bool:
 
 def _open_some(task: Task, shards: list[Path]) -> Source:
     if task.images.format == "wide_parquet":
-        return WideParquetSource(shards, images=task.images, stored=task.stored)
+        return WideParquetSource(shards, images=task.images, stored=task.stored, repeats_ok=True)
     blobs = ParquetBlobs(shards, image=task.images.image, id_column=task.images.id)
-    return EncodedSource(blobs, ids=blobs.ids(), channels=task.images.channels, stored=task.stored, on_broken="blank")
+    ids = rename_repeats(blobs.ids())
+    return EncodedSource(blobs, ids=ids, channels=task.images.channels, stored=task.stored, on_broken="blank")
 
 
 def _reserve_s(time_limit_s: float, write_s: float) -> float:

@@ -18,7 +18,7 @@ from kaggle_kit.sources.joined import JoinedSource
 from kaggle_kit.sources.packed import PackedSource
 from kaggle_kit.sources.protocol import Chunk, OnBroken, Source, fixed_shape
 from kaggle_kit.sources.wide_parquet import WideParquetSource, find_shards
-from kaggle_kit.tables import Text, read_columns
+from kaggle_kit.tables import Text, read_columns, rename_repeats
 from kaggle_kit.task import Stored, Task
 
 __all__ = [
@@ -42,7 +42,13 @@ SAMPLE_TO_MEASURE = 300
 
 
 def open_source(
-    task: Task, split: Split, root: Path, *, on_broken: OnBroken = "error", lacking_ok: bool = False
+    task: Task,
+    split: Split,
+    root: Path,
+    *,
+    on_broken: OnBroken = "error",
+    lacking_ok: bool = False,
+    repeats_ok: bool = False,
 ) -> Source:
     """Open the competition's images as the task describes them.
 
@@ -53,6 +59,7 @@ def open_source(
         on_broken: What a broken image becomes in `chunks()`: `error`, or `blank`: an image of zeros, named in
             `Chunk.broken`.
         lacking_ok: Whether image files that are missing are broken images, rather than an error.
+        repeats_ok: Whether of an id that repeats the first row alone counts, rather than an error.
 
     Raises:
         DataError: For missing files, missing columns or repeated ids.
@@ -61,15 +68,20 @@ def open_source(
     check_root(root)
     pattern = images.train if split == "train" else images.test
     if images.format == "wide_parquet":
-        return WideParquetSource(find_shards(root, pattern), images=images, stored=stored)
+        return WideParquetSource(find_shards(root, pattern), images=images, stored=stored, repeats_ok=repeats_ok)
     if images.format == "array":
-        return ArraySource(root / pattern, ids=_array_ids(task, split, root), channels=images.channels, stored=stored)
+        named = _array_ids(task, split, root)
+        named = rename_repeats(named) if repeats_ok and named is not None else named
+        return ArraySource(root / pattern, ids=named, channels=images.channels, stored=stored)
     if images.format == "packed":
         return _open_packed(root / pattern, task)
     if images.format == "encoded_parquet":
         blobs = ParquetBlobs(find_shards(root, pattern), image=images.image, id_column=images.id)
-        return EncodedSource(blobs, ids=blobs.ids(), channels=images.channels, stored=stored, on_broken=on_broken)
+        own = rename_repeats(blobs.ids()) if repeats_ok else blobs.ids()
+        return EncodedSource(blobs, ids=own, channels=images.channels, stored=stored, on_broken=on_broken)
     ids, nested = listed_ids(task, split, root), images.class_folders and split == "train"
+    if repeats_ok:
+        ids = ids[np.sort(np.unique(ids, return_index=True)[1])]
     folder = image_folder(task, split, root)
     files = open_files(folder, ids, suffix=images.suffix, class_folders=nested, lacking_ok=lacking_ok)
     return EncodedSource(files, ids=ids, channels=images.channels, stored=stored, on_broken=on_broken)

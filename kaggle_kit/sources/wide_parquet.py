@@ -23,7 +23,7 @@ from kaggle_kit.machine import num_cores
 from kaggle_kit.pixels import Image
 from kaggle_kit.sources.fitting import fit_images
 from kaggle_kit.sources.protocol import Chunk, Shape, split_rows
-from kaggle_kit.tables import Text, check_unique
+from kaggle_kit.tables import Text, check_unique, rename_repeats
 from kaggle_kit.task import Images, Stored
 
 MAX_COLUMNS_AT_ONCE = 500
@@ -66,7 +66,9 @@ def _shard_number(name: str, pattern: str) -> int:
 class WideParquetSource:
     """Wide parquet shards as a `Source`; `chunks()` holds one row group of one shard and a piece of the one before."""
 
-    def __init__(self, shards: Sequence[Path], *, images: Images, stored: Stored | None) -> None:
+    def __init__(
+        self, shards: Sequence[Path], *, images: Images, stored: Stored | None, repeats_ok: bool = False
+    ) -> None:
         self._shards = [_Shard(path, images) for path in shards]
         self._images = images
         self.stored = stored
@@ -75,7 +77,9 @@ class WideParquetSource:
             parts.append(shard.read_ids())
             if number < len(self._shards):
                 shard.close()
-        self.ids: Text = np.concatenate(parts) if parts else np.zeros(0, np.str_)
+        ids = np.concatenate(parts) if parts else np.zeros(0, np.str_)
+        self.ids: Text = rename_repeats(ids) if repeats_ok else ids
+        self._repeats_ok = repeats_ok
         own = (images.height, images.width, images.channels)
         self.shape: Shape = own if stored is None else (stored.height, stored.width, images.channels)
         check_unique(self.ids, self.describe())
@@ -87,7 +91,9 @@ class WideParquetSource:
     def __reduce__(self) -> tuple[Callable[[], WideParquetSource], tuple[()]]:
         """Pickle as paths: another process opens the shards itself."""
         paths = [shard.path for shard in self._shards]
-        return functools.partial(WideParquetSource, paths, images=self._images, stored=self.stored), ()
+        return functools.partial(
+            WideParquetSource, paths, images=self._images, stored=self.stored, repeats_ok=self._repeats_ok
+        ), ()
 
     def describe(self) -> str:
         """Return where the images lie, for messages."""
