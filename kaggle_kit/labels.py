@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,9 @@ from kaggle_kit.sources.arrays import read_array
 from kaggle_kit.sources.files import list_class_folders
 from kaggle_kit.tables import Text, check_unique, read_columns, read_header, rows_of
 from kaggle_kit.task import Head, Task
+
+if TYPE_CHECKING:
+    from kaggle_kit.edits import Edit
 
 Classes = dict[str, npt.NDArray[Any]]  # (N,) int64 class indices, or of multi-label heads (N, C) uint8 of 0 and 1
 
@@ -29,12 +32,14 @@ class Labels:
         classes: {head: (N,) int64 class indices, or of multi-label heads (N, C) uint8 of 0 and 1}.
         groups: (N,) group names from the task's `groups` column, or None.
         auxiliary: {auxiliary head: (N,) int64 class indices, -1 where the class is not known}.
+        edits: What was changed, and which images left out, against the label file.
     """
 
     ids: Text
     classes: Classes
     groups: Text | None = None
     auxiliary: Classes = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         for head, classes in self.classes.items():
@@ -60,6 +65,7 @@ class Labels:
             classes={head: values[rows] for head, values in self.classes.items()},
             groups=None if self.groups is None else self.groups[rows],
             auxiliary={head: values[rows] for head, values in self.auxiliary.items()},
+            edits=self.edits,
         )
 
     def align(self, ids: Text) -> Labels:

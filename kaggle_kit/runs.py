@@ -2,6 +2,7 @@
 
 RUN/run.json                    task, settings, data, folds and scores
 RUN/folds.parquet               the folds it was trained on
+RUN/edits.jsonl                 the edits of labels it was trained with, where there are any
 RUN/oof.npz                     out-of-fold predictions of all trained folds
 RUN/fold0/best.safetensors      and oof.npz, history.csv; everything/best.safetensors of a training on everything
 RUN/run.html                    what a person looks at
@@ -22,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import kaggle_kit
+from kaggle_kit.edits import apply_edits
 from kaggle_kit.errors import DataError, SettingError
 from kaggle_kit.files import replacing
 from kaggle_kit.folds import Folds
@@ -146,8 +148,9 @@ class Run:
         return Predictions.load(self.oof_file)
 
     def labels(self) -> Labels:
-        """Return the labels of the data it was trained on."""
-        return read_labels(self.task, self.data)
+        """Return the labels of the data it was trained on, with the edits that it was trained with."""
+        edits = self.fold_table().edits
+        return apply_edits(read_labels(self.task, self.data), edits, self.task, path=f"the edits of {self.folder}")
 
     def fold_table(self) -> Folds:
         """Return the folds it was trained on."""

@@ -229,7 +229,8 @@ def _print_run(run: Run) -> None:
         followed = Path(run.like).name
         print(f"{run.folder}: trained on everything {part}; the scores are those of {followed}, which it follows")
         return
-    print(f"{run.folder}: out-of-fold {run.score.total:.4f}; look at {run.report}")
+    edited = "" if run.config.edits is None else f", against labels as edited in {run.folder / run.config.edits}"
+    print(f"{run.folder}: out-of-fold {run.score.total:.4f}{edited}; look at {run.report}")
 
 
 def _plain_run(run: Run) -> Result:
@@ -294,7 +295,13 @@ def show_augment(options: argparse.Namespace) -> tuple[Result, int]:
     from kaggle_kit.train.rows import labelled_images
 
     beside = experiment.folds.parent if str(experiment.folds) != "." else options.out.parent
-    task, source, labels = labelled_images(experiment.task, experiment.data, packed=experiment.packed, beside=beside)
+    task, source, labels = labelled_images(
+        experiment.task,
+        experiment.data,
+        packed=experiment.packed,
+        beside=beside,
+        edits=None if experiment.train.edits is None else Path(experiment.train.edits),
+    )
     files = draw(
         task,
         experiment.train,

@@ -94,6 +94,7 @@ APART = {
     "log.project": "tests/test_logs.py",
     "pseudo.predictions": "tests/test_pseudo.py",
     "pseudo.floor": "tests/test_pseudo.py",
+    "edits": "tests/test_edits.py",
     "max_hours": "tests/test_resume.py",
 }
 

@@ -20,6 +20,7 @@ from torch import nn
 
 import kaggle_kit
 from kaggle_kit.blending.joining import check_heads
+from kaggle_kit.edits import apply_edits
 from kaggle_kit.errors import DataError, PredictionError, SettingError, some_of
 from kaggle_kit.export.adoption import (
     FACTS,
@@ -191,7 +192,7 @@ def _make_case(
         raise DataError(
             f"{packed.folder} holds images of {packed.shape}, and the task stores {wanted}; pack them again"
         )
-    labels = read_labels(task, data)
+    labels = apply_edits(read_labels(task, data), folds.edits, task, path="the folds' edits")
     check_ids(packed, labels.ids, where=str(data / task.labels.file))
     ready = fit_together(task, labels, folds, packed)
     if not ready.folds.num_folds:

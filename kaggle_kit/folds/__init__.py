@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from kaggle_kit.edits import Edit, edits_from_text
 from kaggle_kit.errors import DataError, SettingError, did_you_mean, some_of
 from kaggle_kit.files import replacing
 from kaggle_kit.folds import schemes
@@ -35,6 +37,7 @@ class Folds:
         scheme: How they were made.
         seed: What they were made with.
         data_hash: Of the labels they were made from.
+        edits: Those that were made to these labels.
     """
 
     ids: Text
@@ -43,6 +46,7 @@ class Folds:
     scheme: str
     seed: int
     data_hash: str
+    edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
         check_unique(self.ids, "the fold file")
@@ -87,22 +91,17 @@ class Folds:
             DataError: When an id has no fold, or a fold no image.
         """
         rows = self.rows(ids)
-        return Folds(
-            ids=ids,
-            fold=self.fold[rows],
-            unseen=self.unseen[rows],
-            scheme=self.scheme,
-            seed=self.seed,
-            data_hash=self.data_hash,
-        )
+        return dataclasses.replace(self, ids=ids, fold=self.fold[rows], unseen=self.unseen[rows])
 
     def save(self, path: Path) -> None:
-        """Write a parquet file: id, fold, unseen; scheme, seed and data hash in its metadata."""
+        """Write a parquet file: id, fold, unseen; scheme, seed, data hash and edits in its metadata."""
         import pyarrow as pa
         from pyarrow import parquet
 
         table = pa.table({"id": self.ids.tolist(), "fold": self.fold.astype(np.int32), "unseen": self.unseen})
         meta = {"scheme": self.scheme, "seed": str(self.seed), "data_hash": self.data_hash}
+        if self.edits:
+            meta["edits"] = "".join(edit.to_line() for edit in self.edits)
         with replacing(path) as temporary:
             parquet.write_table(table.replace_schema_metadata(meta), temporary)
 
@@ -141,6 +140,7 @@ class Folds:
             scheme=meta["scheme"],
             seed=int(meta["seed"]),
             data_hash=meta["data_hash"],
+            edits=edits_from_text(meta.get("edits", ""), where=path),
         )
 
 
@@ -238,7 +238,15 @@ def make_folds(
     unseen = np.zeros(len(labels), bool)
     fold[rows] = _divide(part, same[rows], asked)
     unseen[rows] = unseen_rows(part, fold[rows])
-    return Folds(ids=labels.ids, fold=fold, unseen=unseen, scheme=scheme, seed=seed, data_hash=labels_hash(labels))
+    return Folds(
+        ids=labels.ids,
+        fold=fold,
+        unseen=unseen,
+        scheme=scheme,
+        seed=seed,
+        data_hash=labels_hash(labels),
+        edits=labels.edits,
+    )
 
 
 def _divide(labels: Labels, same: Ints, asked: FoldPlan) -> Ints:

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from kaggle_kit.edits import edits_from_text, edits_key
 from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.folds import Folds, Ints, labels_hash, unseen_rows
 from kaggle_kit.folds.schemes import untrained_classes
@@ -33,6 +34,7 @@ class FoldFile:
         data_hash: Of the labels it says it was made from; empty where it does not say.
         unseen: (N,) True where it says that no image training the row's fold shows its combination; None where it
             does not say.
+        edits_key: Of the edits to these labels; empty: there were none.
     """
 
     ids: Text
@@ -40,6 +42,7 @@ class FoldFile:
     scheme: str = ""
     data_hash: str = ""
     unseen: npt.NDArray[np.bool_] | None = None
+    edits_key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ def read_fold_file(path: Path, *, id_column: str = "id") -> FoldFile:
         scheme=meta.get("scheme", ""),
         data_hash=meta.get("data_hash", ""),
         unseen=columns["unseen"] == "True" if meta and "unseen" in columns else None,
+        edits_key=edits_key(edits_from_text(meta.get("edits", ""), where=path)),
     )
 
 
@@ -128,7 +132,14 @@ def check_folds(labels: Labels, file: FoldFile, *, duplicates: Ints | None = Non
 
 def check_made(labels: Labels, folds: Folds, *, duplicates: Ints | None = None) -> list[Finding]:
     """Check folds that were just made."""
-    file = FoldFile(ids=folds.ids, fold=folds.fold, scheme=folds.scheme, data_hash=folds.data_hash, unseen=folds.unseen)
+    file = FoldFile(
+        ids=folds.ids,
+        fold=folds.fold,
+        scheme=folds.scheme,
+        data_hash=folds.data_hash,
+        unseen=folds.unseen,
+        edits_key=edits_key(folds.edits),
+    )
     return check_folds(labels, file, duplicates=duplicates)
 
 
@@ -180,6 +191,8 @@ def _check_ids(labels: Labels, file: FoldFile) -> Iterator[Finding]:
         yield Finding(verdict="ok", text=f"every labelled image has one fold; {_describe_sizes(file.fold)}")
     if file.data_hash and file.data_hash != labels_hash(labels):
         text = f"made from other labels (hash {file.data_hash}, now {labels_hash(labels)}); make the folds again"
+        if file.edits_key and file.edits_key != edits_key(labels.edits):
+            text += f", or check them with the --edits they were made with (hash {file.edits_key})"
         yield Finding(verdict="WRONG", text=text)
 
 

@@ -324,6 +324,8 @@ class TrainConfig:
         device: Devices and precision.
         log: Loggers.
         pseudo: Pseudo-labels.
+        edits: A file of relabelled and dropped images, `edits.jsonl` of `kaggle-kit review`; the folds must have been
+            made with the same. A finished run keeps a copy of what is in force, and names that. None: none.
         epochs: Passes over the fold's train images.
         max_hours: Stop in time for all folds to end within so many hours, each with a usable checkpoint; None: no
             limit.
@@ -342,6 +344,7 @@ class TrainConfig:
     device: DeviceConfig = field(default_factory=DeviceConfig)
     log: LogConfig = field(default_factory=LogConfig)
     pseudo: PseudoConfig = field(default_factory=PseudoConfig)
+    edits: str | None = None
     epochs: int = 20
     max_hours: float | None = None
     seed: int = 0

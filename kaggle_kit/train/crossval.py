@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kaggle_kit.edits import Edit, apply_edits, edits_key, read_edited_labels, write_edits
 from kaggle_kit.errors import Interrupted, KitError, SettingError
 from kaggle_kit.folds import Folds
 from kaggle_kit.labels import read_labels, resolve_classes
@@ -39,6 +41,7 @@ from kaggle_kit.train.record import OOF
 from kaggle_kit.train.report import write_report
 from kaggle_kit.train.rows import TrainData, fit_together
 from kaggle_kit.train.run_folder import (
+    EDITS,
     check_folder,
     claimed,
     discard_leftovers,
@@ -100,11 +103,13 @@ def train_run(
     plan = {
         "task": task_to_plain(task),
         "config": plain(config),
+        "edits": edits_key(ready.labels.edits) or None,
         "folds": _folds_key(folds),
         "images": ready.source.key,
         "pseudo": pseudo_key(config.pseudo),
         "num_ranks": fabric.world_size,
     }
+    config = naming_own_edits(config, ready)
     wanted = list(range(folds.num_folds)) if only is None else [only]
     check_batch_size(config, ready, wanted, num_ranks=fabric.world_size)
     with claimed_by_first(fabric, out, plan, overwrite=overwrite):
@@ -117,6 +122,7 @@ def train_run(
             say(f"{out}: going on with a run that was begun earlier")
         if fabric.is_global_zero:
             ready.folds.save(out / "folds.parquet")
+            save_edits(ready, out)
         for place, fold in enumerate(missing):
             deadline = _deadline(config, started, len(missing) - place)
             result = train_one(task, config, ready, fold, out, fabric=fabric, deadline=deadline, on_epoch=on_epoch)
@@ -131,9 +137,30 @@ def train_run(
 
 
 def prepare(
-    task: Task, config: TrainConfig, data: Path, folds: Folds, *, packed: Path | None, beside: Path, fabric: Any
+    task: Task,
+    config: TrainConfig,
+    data: Path,
+    folds: Folds,
+    *,
+    packed: Path | None,
+    beside: Path,
+    fabric: Any,
+    edits: Sequence[Edit] | None = None,
 ) -> tuple[Task, TrainData]:
     """Check what can be checked before long work, then pack the images and join everything by id.
+
+    Args:
+        task: The competition.
+        config: The settings.
+        data: Its data folder.
+        folds: Who validates what.
+        packed: The packed store; None: in or below `beside`.
+        beside: Where a store is looked for, or made.
+        fabric: Launched.
+        edits: In place of those in the file that `config` names.
+
+    Returns:
+        The task with all that is worked out from its data; images, labels and folds.
 
     Raises:
         KitError: When settings, task, images, labels and folds do not fit together.
@@ -143,7 +170,10 @@ def prepare(
     check_loggers(config.log)
     check_root(data)
     task = resolve_classes(resolve_stored(task, data), data)
-    labels = read_labels(task, data)
+    if edits is None:
+        labels = read_edited_labels(task, data, None if config.edits is None else Path(config.edits), say=say)
+    else:
+        labels = apply_edits(read_labels(task, data), edits, task, path="the followed run's edits")
     make_augment(config, task)
     rows = np.arange(len(labels))
     make_loss(task, config.loss, labels, rows)
@@ -156,6 +186,17 @@ def prepare(
         source = pack_train(task, data, packed, beside=beside)
         stacked, pseudo = add_pseudo_labels(task, config.pseudo, source, data=data, beside=beside)
     return task, fit_together(task, labels, folds, stacked, pseudo=pseudo)
+
+
+def naming_own_edits(config: TrainConfig, ready: TrainData) -> TrainConfig:
+    """Return settings that name the copy of the edits in the run's own folder, wherever the file came from."""
+    return dataclasses.replace(config, edits=EDITS if ready.labels.edits else None)
+
+
+def save_edits(ready: TrainData, out: Path) -> None:
+    """Write the edits in force into a run's folder, where there are any."""
+    if ready.labels.edits:
+        write_edits(ready.labels.edits, out / EDITS)
 
 
 def check_batch_size(config: TrainConfig, ready: TrainData, folds: Sequence[int], *, num_ranks: int) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from kaggle_kit.edits import edits_key
 from kaggle_kit.errors import SettingError
 from kaggle_kit.files import replacing
 from kaggle_kit.progress import say
@@ -20,8 +21,10 @@ from kaggle_kit.train.crossval import (
     check_batch_size,
     claimed_by_first,
     describe_environment,
+    naming_own_edits,
     prepare,
     report_on,
+    save_edits,
     train_one,
 )
 from kaggle_kit.train.devices import make_fabric
@@ -79,8 +82,16 @@ def train_everything(
     weights, last_epoch = chosen_end(like)
     folds = like.fold_table()
     task, ready = prepare(
-        like.task, config, like.data, folds, packed=packed or like.packed, beside=out.parent, fabric=fabric
+        like.task,
+        config,
+        like.data,
+        folds,
+        packed=packed or like.packed,
+        beside=out.parent,
+        fabric=fabric,
+        edits=folds.edits,
     )
+    config = naming_own_edits(config, ready)
     check_batch_size(config, ready, [EVERYTHING], num_ranks=fabric.world_size)
     plan = {
         "task": task_to_plain(task),
@@ -88,6 +99,7 @@ def train_everything(
         "like": like.id,
         "epoch": last_epoch,
         "images": ready.source.key,
+        "edits": edits_key(ready.labels.edits) or None,
         "pseudo": pseudo_key(config.pseudo),
         "num_ranks": fabric.world_size,
     }
@@ -118,6 +130,7 @@ def train_everything(
             for name in ("oof.npz", "folds.parquet"):
                 with replacing(out / name) as temporary:
                     shutil.copyfile(like.folder / name, temporary)
+            save_edits(ready, out)
             write_run(
                 Run(
                     folder=out,

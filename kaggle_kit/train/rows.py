@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kaggle_kit.edits import edits_key, read_edited_labels
 from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.folds import Folds, Ints, labels_hash, unseen_rows
-from kaggle_kit.labels import Labels, read_labels, resolve_classes
+from kaggle_kit.labels import Labels, resolve_classes
 from kaggle_kit.packing.competition import pack_train, tagged_of
 from kaggle_kit.progress import say
 from kaggle_kit.sources import PackedSource, check_root, resolve_stored
@@ -63,7 +64,7 @@ class TrainData:
 
 
 def labelled_images(
-    name_or_path: str, data: Path, *, packed: Path | None, beside: Path
+    name_or_path: str, data: Path, *, packed: Path | None, beside: Path, edits: Path | None = None
 ) -> tuple[Task, PackedSource, Labels]:
     """Return a task with all that is worked out from its data, its packed train images, and their labels by row.
 
@@ -72,6 +73,7 @@ def labelled_images(
         data: Its data folder.
         packed: The packed store; None: in or below `beside`.
         beside: Where a store is looked for, or made.
+        edits: The file of edits to the labels.
 
     Raises:
         KitError: When data and task do not fit together.
@@ -79,7 +81,7 @@ def labelled_images(
     task = read_task(name_or_path)
     check_root(data)
     task = resolve_classes(resolve_stored(task, data), data)
-    labels = read_labels(task, data)
+    labels = read_edited_labels(task, data, edits, say=say)
     source = pack_train(task, data, packed, beside=beside)
     return task, source, _labels_by_row(labels, _added_labels(task, source), source)
 
@@ -114,6 +116,16 @@ def fit_together(task: Task, labels: Labels, folds: Folds, source: Store, *, pse
 
 
 def _check_same_labels(folds: Folds, labels: Labels) -> None:
+    theirs, own = edits_key(folds.edits), edits_key(labels.edits)
+    if theirs != own:
+        made = f"with edits (hash {theirs})" if theirs else "without edits"
+        now = f"edits of hash {own} are given" if own else "none are given"
+        repair = (
+            "make the folds again with these: `kaggle-kit folds --edits FILE`"
+            if own
+            else "give `edits` the file that the folds had, or make them again without"
+        )
+        raise DataError(f"the folds were made {made}, and now {now}; {repair}")
     found = labels_hash(labels)
     if folds.data_hash != found:
         raise DataError(

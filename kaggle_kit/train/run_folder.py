@@ -19,9 +19,10 @@ from kaggle_kit.train.state import STATE
 MARKER = ".kaggle-kit-run"
 LOCK = ".lock"
 FOLD = "fold.json"
-FILES = (MARKER, "run.json", "run.html", "folds.parquet", "oof.npz", "soup.json")
+EDITS = "edits.jsonl"
+FILES = (MARKER, "run.json", "run.html", "folds.parquet", EDITS, "oof.npz", "soup.json")
 # What may differ between a training and its continuation: nothing of it reaches the weights.
-FREE = ("config.max_hours", "config.log", "config.loader.num_workers")
+FREE = ("config.max_hours", "config.log", "config.loader.num_workers", "config.edits")
 
 
 @contextlib.contextmanager
