@@ -47,6 +47,7 @@ class OnnxSession:
         engines: Engines | None = None,
         build_s: float | None = None,
         device_id: int = 0,
+        try_cuda: bool = True,
         say: Say | None = None,
     ) -> None:
         """Load a member.
@@ -59,6 +60,7 @@ class OnnxSession:
             build_s: Seconds that may be spent on building an engine where none fits; None or 0: none is built. With
                 `auto` only engines that were given are built again.
             device_id: Which GPU.
+            try_cuda: Whether `auto` tries CUDA: not where it did not start a moment ago, for each try prints pages.
             say: Where lines on a build go.
 
         Raises:
@@ -82,7 +84,7 @@ class OnnxSession:
                     raise
                 self.passed_over = (f"TensorRT was passed over: {error}",)
         if self._batch is None:
-            self._session = _start(path, device, device_id)
+            self._session = _start(path, device if try_cuda or device != "auto" else "cpu", device_id)
             self.passed_over += _passed_over(self._session, device, engines)
             if device == "cuda" and self.passed_over:
                 raise BundleError(f"{path}: {self.passed_over[-1]}")

@@ -11,7 +11,7 @@ from kaggle_kit.ensemble import Blend, blend_probs, mean_probs
 from kaggle_kit.errors import BundleError, SettingError
 from kaggle_kit.pixels import Image
 from kaggle_kit.predictions import Probs
-from kaggle_kit.runtime.backends import Device, OnnxSession, describe_session
+from kaggle_kit.runtime.backends import CPUS, Device, OnnxSession, describe_session
 from kaggle_kit.runtime.bundle import Bundle, Golden
 from kaggle_kit.runtime.engines import read_engines
 from kaggle_kit.runtime.golden import Distance, furthest_blend, furthest_run
@@ -50,6 +50,7 @@ class Loader:
         self._say = say
         self._deadline = time.monotonic() + build_s if build_s else None
         self._open: dict[Path, OnnxSession] = {}
+        self._try_cuda = True
         try:
             self._engines = None if engines is None else read_engines(engines)
         except BundleError as error:
@@ -62,8 +63,15 @@ class Loader:
             before = {session.provider for session in self._open.values()}
             left = None if self._deadline is None else max(self._deadline - time.monotonic(), 0.0)
             self._open[path] = OnnxSession(
-                path, device=self.device, engines=self._engines, build_s=left, device_id=self.device_id, say=self._say
+                path,
+                device=self.device,
+                engines=self._engines,
+                build_s=left,
+                device_id=self.device_id,
+                try_cuda=self._try_cuda,
+                say=self._say,
             )
+            self._try_cuda = self._try_cuda and self._open[path].provider not in CPUS
             if before and self._open[path].provider not in before:
                 self._say(f"WARNING {path.name}: {describe_session(self._open[path])}")
         return self._open[path]
@@ -72,6 +80,7 @@ class Loader:
         """Return one that opens graphs on another device."""
         other = copy.copy(self)
         other.device, other.device_id, other._open = device or self.device, device_id, {}
+        other._try_cuda = True
         return other
 
 
