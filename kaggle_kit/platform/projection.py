@@ -15,7 +15,7 @@ What is known are the stages in the kernel's own report. They are taken to grow 
   `kernels/bench` measured there on one device; `SAFETY_THERE` is for what all of this does not know.
 
 Not known to it are other loads of this machine, caches that were warm, and images that differ from those rehearsed.
-`benchmarks/platform.py` measures how far off it is.
+`benchmarks/rehearsal.py` measures how far off it is.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kaggle_kit.task import Task
 SAFETY_THERE = 2.0  # run time of the same code was reported to vary about twofold on Kaggle (autumn 2026)
 COLUMN_ROWS = 5_000  # rows whose values take as long to read as a column does of itself; benchmarks/data.py
 READING_SLOWS = 0.2  # of the time that reading goes on beside computing on the CPU: it gives way, but not for nothing
-ONE_GROUP, SEVERAL_GROUPS = 1.15, 2.3  # row groups' pixels in memory at once; benchmarks/platform.py
+ONE_GROUP, SEVERAL_GROUPS = 1.15, 2.3  # row groups' pixels in memory at once; benchmarks/rehearsal.py
 IDS_BYTES = 1_000  # an image, of ids and rows
 PROBS_HELD = 3  # copies of all probabilities at the end
 ENOUGH = 0.9  # of the images, that the last process must have computed for its stages to tell something
