@@ -1,0 +1,160 @@
+"""What there is to look at, in queues, worst first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kaggle_kit.audit.findings import Finding, Kind
+from kaggle_kit.audit.review.decisions import NOTHING, Decided
+
+Current = Callable[[int, str], str]  # (row, head) -> the class of now, as files write it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """One list of things to look at.
+
+    Attributes:
+        name: In addresses.
+        title: For people.
+        kinds: The findings it is made of.
+        question: What a person is asked.
+        subject: What is kept when something is kept; queues with one subject ask about the same thing.
+        grouped: Whether images that belong together are shown together.
+    """
+
+    name: str
+    title: str
+    kinds: tuple[Kind, ...]
+    question: str
+    subject: str
+    grouped: bool = False
+
+
+QUEUES = (
+    Queue(
+        name="labels",
+        title="Label issues",
+        kinds=("label_issue",),
+        question="Is the label right? Accept what is suggested, give another class, keep it, or drop the image.",
+        subject="label",
+    ),
+    Queue(
+        name="losses",
+        title="Top losses",
+        kinds=("top_loss",),
+        question="The model is sure, and the label says otherwise. Who is right?",
+        subject="label",
+    ),
+    Queue(
+        name="duplicates",
+        title="Duplicates",
+        kinds=("exact_duplicate", "near_duplicate"),
+        question="Keep one of each group, or all. Groups whose labels contradict each other come first, then those that "
+        "lie across train and test.",
+        subject="duplicates",
+        grouped=True,
+    ),
+    Queue(
+        name="gray",
+        title="Gray among colour",
+        kinds=("gray",),
+        question="Will the test hold such images? Keep them if so.",
+        subject="gray",
+    ),
+    Queue(
+        name="empty",
+        title="Empty, dark, bright, blurred",
+        kinds=("empty", "dark", "bright", "blurred"),
+        question="Is there anything to learn from? Drop it if not.",
+        subject="empty",
+    ),
+    Queue(
+        name="odd",
+        title="Odd sizes and modes",
+        kinds=("size", "mode"),
+        question="Is the image what it should be?",
+        subject="odd",
+    ),
+    Queue(
+        name="broken",
+        title="Broken files",
+        kinds=("broken",),
+        question="These cannot be read. Replace the file and audit again, or drop the image; training leaves it out anyway.",
+        subject="broken",
+    ),
+)
+SUBJECTS = frozenset(queue.subject for queue in QUEUES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One thing to decide: an image, or images that belong together.
+
+    Attributes:
+        rows: Their rows in the audit's images.
+        findings: What was found of each of them, in the order of `rows`.
+    """
+
+    rows: tuple[int, ...]
+    findings: tuple[tuple[Finding, ...], ...]
+
+
+def make_entries(
+    queue: Queue, findings: Iterable[Finding], rows: Mapping[tuple[str, str], int], decidable: Sequence[bool]
+) -> tuple[Entry, ...]:
+    """Return what a queue holds, in the order of the findings: the worst first.
+
+    Args:
+        queue: Which findings.
+        findings: The audit's, worst first within a kind.
+        rows: {(split, id): row} of the audit's images; findings of anything else are left out.
+        decidable: By row, whether anything can be decided of an image: it is of the train images and has a label. What
+            holds none of those is left out.
+    """
+    own = [one for one in findings if one.kind in queue.kinds and (one.split, one.id) in rows]
+    own.sort(key=lambda one: -one.score if queue.grouped else queue.kinds.index(one.kind))
+    together: dict[object, dict[int, list[Finding]]] = {}
+    for one in own:
+        row = rows[one.split, one.id]
+        place: object = ("group", one.group) if queue.grouped else row
+        together.setdefault(place, {}).setdefault(row, []).append(one)
+    return tuple(
+        Entry(rows=tuple(sorted(members)), findings=tuple(tuple(members[row]) for row in sorted(members)))
+        for members in together.values()
+        if any(decidable[row] for row in members) and len(members) > queue.grouped
+    )
+
+
+def is_open(queue: Queue, entry: Entry, decided: Mapping[int, Decided], decidable: Sequence[bool], now: Current) -> bool:
+    """Return whether anything of an entry is still to decide.
+
+    Of duplicates until all but one are dropped, or the rest is kept. A questioned label until another one is there or
+    it is kept; any other image until it is dropped or kept.
+
+    Args:
+        queue: The entry's.
+        entry: What to decide.
+        decided: By row, what was decided; rows may lack.
+        decidable: As for `make_entries`.
+        now: What the labels are after all decisions.
+    """
+    rows = [row for row in entry.rows if decidable[row]]
+    if all(row not in decided for row in rows) and not any(one.label for found in entry.findings for one in found):
+        return True
+    left = [row for row in rows if not decided.get(row, NOTHING).dropped]
+    asked = [row for row in left if not decided.get(row, NOTHING).is_kept(queue.subject, SUBJECTS)]
+    if not asked or (queue.grouped and len(left) == 1 < len(rows)):
+        return False
+    about_labels = [one for one in entry.findings[0] if one.head and one.label]
+    if queue.subject != "label" or not about_labels:
+        return True
+    return any(now(entry.rows[0], one.head) == one.label for one in about_labels)
+
+
+def suggestions(findings: Iterable[Finding]) -> Iterator[tuple[str, str]]:
+    """Yield (head, value) of what is thought right."""
+    for one in findings:
+        if one.head and one.suggested and one.suggested != one.label:
+            yield one.head, one.suggested
