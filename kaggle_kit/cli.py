@@ -14,12 +14,15 @@ from typing import Any, NoReturn
 
 import kaggle_kit
 from kaggle_kit import commands
+from kaggle_kit.audit_command import add_audit_parsers
 from kaggle_kit.blend_command import add_blend_parser
 from kaggle_kit.doctor_command import add_doctor_parsers
 from kaggle_kit.errors import KitError
 from kaggle_kit.export_command import add_export_parsers
+from kaggle_kit.kaggle_command import add_kaggle_parsers
 from kaggle_kit.machine import is_first_process
 from kaggle_kit.rehearse_command import add_rehearse_parsers, parse_seconds
+from kaggle_kit.review_command import add_review_parser
 from kaggle_kit.runs_command import add_runs_parser, with_listing
 from kaggle_kit.train_command import add_train_parsers
 from kaggle_kit.wheelhouse_command import add_wheelhouse_parsers
@@ -103,6 +106,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     for add_commands in (
         _add_samples,
+        add_audit_parsers,
+        add_review_parser,
         _add_data,
         add_train_parsers,
         add_blend_parser,
@@ -111,6 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_kernel,
         add_rehearse_parsers,
         add_wheelhouse_parsers,
+        add_kaggle_parsers,
         add_doctor_parsers,
     ):
         add_commands(add)

@@ -11,6 +11,7 @@
       BundleError        a bundle that is incomplete, changed or of another format
       SubmissionError    a submission that the competition would refuse
       RehearsalError     a kernel that cannot be rehearsed
+      KaggleError        what Kaggle refuses, or would refuse: metadata, credentials, limits, a failed kernel
       Interrupted        a training that Ctrl-C ended, and that goes on when it is called again
 
 Every message says what, where, the value found, what was expected, and the repair. The command line prints it in
@@ -65,6 +66,10 @@ class SubmissionError(KitError):
 
 class RehearsalError(KitError):
     """A kernel cannot be rehearsed."""
+
+
+class KaggleError(KitError):
+    """Kaggle refuses something, or would: metadata, files, credentials, limits, or a kernel that failed there."""
 
 
 class Interrupted(KitError):  # noqa: N818  as KeyboardInterrupt: no fault

@@ -16,8 +16,35 @@ from kaggle_kit.submission import read_submission
 from kaggle_kit.task import task_from_plain, task_to_plain
 
 COMMANDS = (
-    *("demo", "sample", "folds", "pack", "train", "lr-find", "show-augment", "weights", "sweep", "baseline", "blend"),
-    *("runs", "export", "bundle", "predict", "bench", "score", "rehearse", "wheelhouse", "doctor"),
+    *(
+        "demo",
+        "sample",
+        "audit",
+        "review",
+        "folds",
+        "pack",
+        "train",
+        "lr-find",
+        "show-augment",
+        "weights",
+        "sweep",
+        "baseline",
+        "blend",
+    ),
+    *(
+        "runs",
+        "export",
+        "bundle",
+        "predict",
+        "bench",
+        "score",
+        "rehearse",
+        "wheelhouse",
+        "kernel",
+        "publish",
+        "submit",
+        "doctor",
+    ),
 )
 
 

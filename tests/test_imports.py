@@ -31,6 +31,7 @@ LAYERS = (
         "doctor_command",
         "experiment",
         "export_command",
+        "kaggle_command",
         "rehearse_command",
         "review_command",
         "runs_command",

@@ -41,11 +41,13 @@ def test_the_readme_shows_the_whole_way() -> None:
         *("pack", "folds", "train", "train", "blend", "bundle", "rehearse"),
         *("predict", "score"),
         *("pack",),
+        *("audit", "audit", "review", "folds", "train"),
         *("folds", "folds", "runs", "runs", "runs"),
         *("show-augment", "lr-find", "weights", "train", "train"),
         *("train", "train", "sweep", "baseline", "baseline"),
         *("blend", "blend", "blend", "blend"),
         *("export", "bundle", "bundle", "bundle", "runs"),
+        *("doctor", "wheelhouse", "rehearse", "rehearse", "kernel", "kernel", "publish", "publish", "submit"),
         *("predict", "bench"),
     ]
 

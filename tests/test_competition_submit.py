@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pretended_kaggle import READY, PretendedKaggle, patient_clock
+
+from kaggle_kit.errors import KaggleError
+from kaggle_kit.platform.client import DatasetState, KernelState, OwnKernel, Push, Submission
+from kaggle_kit.platform.competition_submit import STATE_FILE, submit_kernel
+from kaggle_kit.platform.dry_run import DryRun
+from kaggle_kit.platform.kernels import check_kernel, fetch_output, new_kernel, push_kernel
+
+REF = "me/kaggle-kit-submit"
+DATASETS: dict[str, DatasetState | None] = {"me/kaggle-kit-wheelhouse": READY, "me/kaggle-kit-bundle": READY}
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Path:
+    new_kernel("submit", tmp_path / "kernel", owner="me", competition="digits")
+    return tmp_path / "kernel"
+
+
+def kaggle(**more) -> PretendedKaggle:
+    return PretendedKaggle(**({"datasets": dict(DATASETS)} | more))
+
+
+def submit(kernel: Path, client, **more) -> Submission:
+    given = {"competition": "digits", "say": lambda _: None, "clock": patient_clock()} | more
+    return submit_kernel(kernel, client, **given)
+
+
+def test_the_pushed_version_is_submitted_and_scored(kernel: Path) -> None:
+    there = kaggle()
+    scored = submit(kernel, there)
+    assert (scored.public, scored.private) == (0.91, 0.88)
+    assert there.changes == ["push", f"submit {REF} 7 submission.csv"]
+
+
+def test_called_again_it_submits_nothing_twice(kernel: Path) -> None:
+    there = kaggle()
+    submit(kernel, there)
+    assert submit(kernel, there).public == 0.91
+    assert len(there.changes) == 2
+
+
+def test_killed_while_it_waits_it_goes_on_with_the_pushed_version(kernel: Path) -> None:
+    there = kaggle(kernels={})
+    there.kernels[REF] = KernelState(phase="running")
+
+    class KilledError(Exception):
+        pass
+
+    def say(line: str) -> None:
+        if "running" in line:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        submit(kernel, there, say=say)
+    there.kernels[REF] = KernelState(phase="complete")
+    submit(kernel, there)
+    assert there.changes == ["push", f"submit {REF} 7 submission.csv"]
+
+
+@pytest.mark.parametrize("what", ["code", "bundle"])
+def test_a_changed_kernel_or_a_new_bundle_is_pushed_anew(kernel: Path, what: str) -> None:
+    there = kaggle()
+    submit(kernel, there)
+    if what == "code":
+        (kernel / "submit.py").write_text((kernel / "submit.py").read_text() + "\n# changed\n")
+    else:
+        there.datasets["me/kaggle-kit-bundle"] = DatasetState(status="ready", version=4, notes={})
+    submit(kernel, there)
+    assert there.changes.count("push") == 2
+
+
+def test_a_kernel_that_fails_is_not_submitted(kernel: Path) -> None:
+    there = kaggle(kernels={REF: KernelState(phase="error", message="boom")})
+    with pytest.raises(KaggleError, match=r"version 7 ended as 'error' \(boom\); .* nothing was submitted"):
+        submit(kernel, there)
+    assert there.changes == ["push"]
+
+
+def test_a_complete_submission_with_an_error_and_no_score_is_a_failure(kernel: Path) -> None:
+    there = kaggle(scored=Submission(number=9, phase="complete", error="Notebook Threw Exception"))
+    with pytest.raises(KaggleError, match="failed: Kaggle says 'Notebook Threw Exception'; rehearse"):
+        submit(kernel, there)
+
+
+def test_a_refused_submission_may_be_tried_again(kernel: Path) -> None:
+    there = kaggle(refuses="you must accept this competition's rules")
+    with pytest.raises(KaggleError, match="accept this competition's rules"):
+        submit(kernel, there)
+    there.refuses = ""
+    submit(kernel, there)
+    assert there.changes == ["push", f"submit {REF} 7 submission.csv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"left": 0}, r"no submission to digits is left today \(5 made\); nothing was pushed"),
+        ({"datasets": {"me/kaggle-kit-wheelhouse": READY}}, "attaches me/kaggle-kit-bundle, and you have no such"),
+        (
+            {"datasets": DATASETS | {"me/kaggle-kit-bundle": DatasetState(status="running", notes={})}},
+            r"me/kaggle-kit-bundle, which is not ready \(running\): it would silently get the version before",
+        ),
+        ({"datasets": DATASETS | {REF: READY}}, f"the slug of {REF} is taken: you have a dataset of that name"),
+        (
+            {
+                "own": [
+                    OwnKernel(ref="me/a", gpu=True),
+                    OwnKernel(ref="me/b", gpu=True),
+                    OwnKernel(ref="me/c", gpu=False),
+                ],
+                "kernels": {f"me/{name}": KernelState(phase="running") for name in "abc"},
+            },
+            r"2 GPU sessions run already \(me/a, me/b\), and Kaggle allows 2",
+        ),
+    ],
+)
+def test_what_would_fail_is_said_before_anything_is_pushed(kernel: Path, change: dict, message: str) -> None:
+    there = kaggle(**change)
+    with pytest.raises(KaggleError, match=message):
+        submit(kernel, there)
+    assert there.changes == []
+
+
+def test_a_third_session_that_kaggle_refuses_in_words_alone_is_an_error(kernel: Path) -> None:
+    there = kaggle(pushed=Push(version=None, error="Maximum batch GPU session count of 2 reached."))
+    with pytest.raises(KaggleError, match="was not started: Kaggle says 'Maximum batch GPU session count"):
+        push_kernel(kernel, there, say=lambda _: None)
+
+
+def test_sources_that_kaggle_leaves_out_are_an_error(kernel: Path) -> None:
+    there = kaggle(pushed=Push(version=8, left_out=("dataset me/kaggle-kit-bundle",)))
+    with pytest.raises(KaggleError, match="pushed as version 8, but without dataset me/kaggle-kit-bundle"):
+        push_kernel(kernel, there, say=lambda _: None)
+
+
+def test_a_competition_that_the_kernel_does_not_attach_is_refused(kernel: Path) -> None:
+    with pytest.raises(KaggleError, match="does not attach 'ships'; add it to `competition_sources`, or .* digits"):
+        submit(kernel, kaggle(), competition="ships")
+
+
+def test_a_dry_run_notes_nothing_and_ends_at_once(kernel: Path) -> None:
+    said: list[str] = []
+    client = DryRun(said.append, owner="me", datasets={REF: None})
+    submit(kernel, client, say=said.append, dry_run=True)
+    assert any(line.startswith("would call push_kernel") for line in said)
+    assert any(line.startswith("would call submit('digits'") for line in said)
+    assert not (kernel / STATE_FILE).exists()
+
+
+@pytest.mark.parametrize("template", ["submit", "train", "bench", "build_engine"])
+@pytest.mark.parametrize("notebook", [False, True])
+def test_every_template_becomes_a_kernel_without_a_problem(tmp_path: Path, template: str, notebook: bool) -> None:
+    made = new_kernel(template, tmp_path / "k", owner="me", competition="digits", notebook=notebook)
+    assert check_kernel(tmp_path / "k", internet=template == "train") == []
+    assert made.kernel_type == ("notebook" if notebook else "script")
+    assert made.code_file.suffix == (".ipynb" if notebook else ".py")
+
+
+def test_a_kernel_with_several_faults_names_them_all(kernel: Path) -> None:
+    path = kernel / "kernel-metadata.json"
+    text = path.read_text().replace('"enable_internet": false', '"enable_internet": true')
+    path.write_text(text.replace('"title": "kaggle-kit submit"', '"title": "another title"'))
+    (kernel / "submit.py").write_text("import helper\ndef broken(:\n")
+    problems = "\n".join(check_kernel(kernel))
+    assert "enable_internet" in problems and "title" in problems and "line 2" in problems
+
+
+def test_a_key_in_the_code_is_never_pushed(kernel: Path) -> None:
+    (kernel / "submit.py").write_text('TOKEN = "hf_' + "a" * 34 + '"\n')
+    there = kaggle()
+    with pytest.raises(KaggleError, match=r"is not pushed: .*submit.py"):
+        push_kernel(kernel, there, say=lambda _: None)
+    assert there.changes == []
+
+
+def test_output_that_would_leave_its_folder_is_refused(tmp_path: Path) -> None:
+    there = kaggle(kernels={REF: KernelState(phase="complete")})
+    assert fetch_output(REF, there, tmp_path / "out") == [tmp_path / "out" / "costs.json"]
+    there.download_output = lambda ref, folder: [tmp_path / "elsewhere"]  # type: ignore[method-assign]
+    with pytest.raises(KaggleError, match="elsewhere lies outside of"):
+        fetch_output(REF, there, tmp_path / "out")
