@@ -72,7 +72,9 @@ def test_a_script_becomes_cells_where_blank_lines_part_its_blocks() -> None:
     assert cells[2].endswith("return len(text)") and cells[3].endswith("def odd(self): ...")
 
 
-@pytest.mark.parametrize(("found", "ends"), [("0", None), ("3", 3), ("'too bad'", "too bad"), ("None", None), ("3\n    or 4", 3)])
+@pytest.mark.parametrize(
+    ("found", "ends"), [("0", None), ("3", 3), ("'too bad'", "too bad"), ("None", None), ("3\n    or 4", 3)]
+)
 def test_an_exit_happens_for_a_failure_only(found: str, ends: object) -> None:
     code = "\n".join(code_of(notebook_of(f"import sys\nsys.exit(\n    {found}\n)\n")))
     if ends is None:

@@ -4,23 +4,34 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from reviewed import NAMES, reviewed_audit
+import yaml
+from reviewed import NAMES, issue, made_desk, reviewed_audit
 
+from kaggle_kit.audit.findings import Finding
 from kaggle_kit.audit.review.app import make_app
 from kaggle_kit.audit.review.desk import Desk
-from kaggle_kit.edits import apply_edits, effective, read_edits
+from kaggle_kit.audit.review.opening import open_desk
+from kaggle_kit.cli import main
+from kaggle_kit.edits import effective, read_edited_labels, read_edits
+from kaggle_kit.folds import Folds
 from kaggle_kit.labels import read_labels
+from kaggle_kit.task import task_to_plain
+from kaggle_kit.train.rows import fit_together, labelled_images
 
 playwright = pytest.importorskip("playwright.sync_api", reason="a browser test needs playwright, of the extra dev")
 uvicorn = pytest.importorskip("uvicorn", reason="the review page needs uvicorn, which the extra audit brings")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; apt install chromium")
 TOKEN = "a-token"  # noqa: S105  of a server that this file starts
+HOSTILE = ["<script>window.broken=1</script>", "../\"a'b", "ক্ষি.png", *(f"i{row}" for row in range(3, 10))]
+Open = Callable[[Desk], Any]
 
 
 @pytest.fixture(scope="module")
@@ -40,108 +51,231 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def desk(audited: Path, tmp_path: Path) -> Desk:
-    return Desk(audited, edits=tmp_path / "edits.jsonl", by="ann")
+    return open_desk(audited, edits=tmp_path / "edits.jsonl", by="ann")
 
 
-@pytest.fixture
-def page(desk: Desk, browser: Any) -> Iterator[Any]:
-    """Open the page of a server of its own; whatever the console complains of fails the test."""
+@contextmanager
+def served(desk: Desk) -> Iterator[str]:
+    """Yield the address of a server of its own."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         server = uvicorn.Server(uvicorn.Config(make_app(desk, TOKEN, port=port), log_level="error", ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
-        opened = browser.new_page(viewport={"width": 1280, "height": 900})
-        opened.set_default_timeout(15_000)
-        complaints: list[str] = []
-        opened.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        opened.on("pageerror", lambda error: complaints.append(str(error)))
         while not server.started:
-            time.sleep(0.02)
-        opened.goto(f"http://127.0.0.1:{port}/?token={TOKEN}")
-        opened.wait_for_selector(".entry.here")
-        yield opened
-        opened.close()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}/?token={TOKEN}"
         server.should_exit = True
         thread.join(10)
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Open]:
+    """Return what opens a desk's page; whatever the console complains of fails the test, but for refused requests."""
+    complaints: list[str] = []
+
+    def hear(said: Any) -> None:
+        if said.type in ("error", "warning") and "status of 400" not in said.text:
+            complaints.append(said.text)
+
+    with ExitStack() as stack:
+
+        def open_it(desk: Desk) -> Any:
+            address = stack.enter_context(served(desk))
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            stack.callback(page.close)
+            page.set_default_timeout(15_000)
+            page.on("console", hear)
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.goto(address)
+            page.wait_for_selector(".entry.here")
+            return page
+
+        yield open_it
     assert complaints == []
 
 
-def wait_for_decisions(desk: Desk, number: int) -> list[Any]:
-    """Return all lines of the file, once there are so many."""
-    end = time.monotonic() + 15
-    while time.monotonic() < end:
-        edits = read_edits(desk.path) if desk.path.exists() else []
-        if len(edits) >= number:
-            return edits
-        time.sleep(0.05)
-    raise AssertionError(f"{len(edits)} decisions, not {number}")
+@pytest.fixture
+def page(desk: Desk, open_page: Open) -> Any:
+    return open_page(desk)
 
 
-def said(page: Any, text: str) -> None:
+def says(page: Any, text: str) -> None:
     playwright.expect(page.locator("#said")).to_contain_text(text)
 
 
-def test_a_reviewer_mends_labels_by_keys_alone_and_what_train_sees_changes(
-    page: Any, desk: Desk, audited: Path
+def left(page: Any, queue: str, number: str) -> None:
+    """Check how many are open in a queue, as its button says."""
+    playwright.expect(page.locator("nav button", has_text=queue).locator(".left")).to_have_text(number)
+
+
+def test_a_reviewer_mends_labels_by_keys_alone_and_folds_and_train_see_it(
+    page: Any, desk: Desk, audited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for key in "adkr":  # as fast as can be: takes the suggestion for train3, drops train4, keeps train5, asks for train6
+    for key in "adkrca":  # as fast as can be: accepts for train3, drops train4, keeps train5, and types "ca" for train6
         page.keyboard.press(key)
-    page.wait_for_selector("#chooser[open]")
-    page.keyboard.type("ca")
+    playwright.expect(page.locator("#choices li")).to_have_count(1)
     page.keyboard.press("Enter")
-    said(page, f"relabelled {NAMES[6]}")
-    found = effective(wait_for_decisions(desk, 4))
-    assert found.relabelled == {NAMES[3]: {"kind": "0"}, NAMES[6]: {"kind": "0"}}
-    assert set(found.dropped) == {NAMES[4]} and found.kept == {NAMES[5]}
-    labels = read_labels(desk.task, audited.parent / "data")
-    edited = apply_edits(labels, read_edits(desk.path), desk.task, path=desk.path)
-    assert NAMES[4] not in edited.ids and len(edited) == len(labels) - 1
-    assert edited.classes["kind"][edited.ids.tolist().index(NAMES[3])] == 0
+    left(page, "Label issues", "✓")
+    found = effective(read_edits(desk.path))
+    assert found.relabelled == {NAMES[3]: {"kind": "0"}}
+    assert set(found.dropped) == {NAMES[4]} and found.kept == {NAMES[5], NAMES[6]}  # train6 is a cat already
+    data, task = audited.parent / "data", tmp_path / "task.yaml"
+    before, labels = read_labels(desk.task, data), read_edited_labels(desk.task, data, desk.path)
+    assert NAMES[4] not in labels.ids and len(labels) == len(before) - 1
+    assert labels.classes["kind"][labels.ids.tolist().index(NAMES[3])] == 0
+    task.write_text(yaml.safe_dump(task_to_plain(desk.task)), encoding="utf-8")
+    out = tmp_path / "folds.parquet"
+    made = ["folds", str(task), str(data), "--out", str(out), "--n", "2", "--edits", str(desk.path)]
+    assert main([*made, "--audit", str(audited)]) == 0
+    assert "1 image(s) relabelled, 1 dropped" in capsys.readouterr().out
+    folds = Folds.load(out)
+    assert NAMES[4] not in folds.ids and {one.id for one in folds.edits} == {NAMES[3], NAMES[4]}
+    full, source, _ = labelled_images(str(task), data, packed=None, beside=tmp_path, edits=desk.path)
+    ready = fit_together(full, labels, folds, source)
+    for number in range(2):
+        trained = source.ids[ready.train_rows(number)].tolist() + source.ids[ready.valid_rows(number)].tolist()
+        assert sorted(trained) == sorted({*NAMES} - {NAMES[4], NAMES[7]})  # one was dropped, one cannot be read
+    fold = dict(zip(folds.ids.tolist(), folds.fold.tolist(), strict=True))
+    assert fold[NAMES[0]] == fold[NAMES[10]] and fold[NAMES[1]] == fold[NAMES[11]]
 
 
-def test_digits_relabel_and_undo_takes_it_back(page: Any, desk: Desk) -> None:
-    page.keyboard.press("1")
-    said(page, f"relabelled {NAMES[3]}")
+def test_digits_relabel_and_undo_takes_back_one_after_the_other(page: Any, desk: Desk) -> None:
+    for key in "0k":
+        page.keyboard.press(key)
+    left(page, "Label issues", "2")
     page.keyboard.press("u")
-    said(page, "undone: relabel")
-    assert [one.action for one in wait_for_decisions(desk, 2)] == ["relabel", "undo"]
-    assert effective(read_edits(desk.path)).relabelled == {}
-    assert page.locator(".entry").count() == 4
+    says(page, f"undone: keep of {NAMES[4]}")
+    page.keyboard.press("u")
+    says(page, f"undone: relabel of {NAMES[3]}")
+    left(page, "Label issues", "4")
+    assert page.locator(".entry.here .id").text_content() == NAMES[3]
+    page.keyboard.press("u")
+    says(page, "there is nothing to undo by 'ann'")
+    assert [one.action for one in read_edits(desk.path)] == ["relabel", "keep", "undo", "undo"]
 
 
 def test_one_of_a_group_is_kept_and_the_others_are_dropped(page: Any, desk: Desk) -> None:
     page.get_by_role("button", name="Duplicates").click()
     page.wait_for_selector("#entries.grouped .group")
-    ids = page.locator(".entry.here .id").all_text_contents()
-    while ids != [NAMES[0], NAMES[10]]:
+    for _ in range(3):
+        if page.locator(".entry.here .id").all_text_contents() == [NAMES[0], NAMES[10]]:
+            break
         page.keyboard.press("ArrowRight")
-        ids = page.locator(".entry.here .id").all_text_contents()
-    page.keyboard.press("2")
-    page.keyboard.press("o")
-    said(page, f"kept {NAMES[10]}, dropped {NAMES[0]}")
-    found = effective(wait_for_decisions(desk, 2))
+    for key in "2o":
+        page.keyboard.press(key)
+    says(page, f"kept {NAMES[10]}, dropped 1 like it")
+    found = effective(read_edits(desk.path))
     assert found.dropped == {NAMES[0]: f"duplicate of {NAMES[10]}"} and found.kept == {NAMES[10]}
+    page.keyboard.press("u")
+    left(page, "Duplicates", "3")
+    page.keyboard.press("k")
+    says(page, "kept all 2 of the group")
 
 
 def test_after_a_reload_decided_ones_are_gone_and_can_be_shown_again(page: Any, desk: Desk) -> None:
-    page.keyboard.press("k")
-    said(page, "kept")
+    page.get_by_role("button", name="Drop").first.click()
+    says(page, f"dropped {NAMES[3]}")
     page.reload()
-    page.wait_for_selector(".entry.here")
-    assert page.locator(".entry").count() == 3
-    page.get_by_label("decided ones too").check()
+    playwright.expect(page.locator(".entry")).to_have_count(3)
+    page.get_by_label("decided too").check()
     playwright.expect(page.locator(".entry")).to_have_count(4)
-    assert page.locator(".state.kept").count() == 1
-    page.keyboard.press("q")
-    page.wait_for_selector("#entries.grouped")
+    assert page.locator(".state.dropped").count() == 1
+    page.reload()
+    playwright.expect(page.locator(".entry")).to_have_count(4)
+    assert "#labels/0/all" in page.url
+    for _ in range(2):
+        page.keyboard.press("q")
+    playwright.expect(page.locator("nav .here")).to_contain_text("Empty")
+    page.reload()
+    playwright.expect(page.locator("nav .here")).to_contain_text("Empty")
 
 
-def test_what_files_say_is_shown_as_text(page: Any) -> None:
+def test_pictures_come_whole_and_a_broken_one_says_why(page: Any) -> None:
+    img = page.locator(".entry.here img:not(.rough)")
+    img.wait_for()
+    assert img.evaluate("one => [one.naturalWidth, one.naturalHeight]") == [80, 60]
+    page.keyboard.press("z")
+    playwright.expect(page.locator(".entry:visible")).to_have_count(1)
+    page.keyboard.press("z")
+    page.get_by_role("button", name="Broken files").click()
+    playwright.expect(page.locator(".frame p")).to_contain_text("which is no JPEG, PNG")
+
+
+def test_heads_are_relabelled_one_by_one_or_together(tmp_path: Path, open_page: Open) -> None:
+    tags = {"kind": "multilabel", "classes": ["sea", "sky", "land"]}
+    sets = np.zeros((8, 3), np.uint8)
+    heads = {"root": ({"classes": 12}, np.arange(8)), "tags": (tags, sets)}
+    findings = [issue("i1", head="root", label="1", suggested="11"), issue("i2", head="root", label="2", suggested="3")]
+    desk = made_desk(tmp_path, findings, **heads)
+    page = open_page(desk)
+    page.keyboard.press("7")
+    says(page, "i1 is root 7 now")
+    playwright.expect(page.locator(".entry.here .id")).to_have_text("i2")
+    for key in ("h", "r"):
+        page.keyboard.press(key)
+    for typed in ("lan", "sea"):
+        page.keyboard.type(typed)
+        page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    says(page, "i2 is tags sea land now")
+    playwright.expect(page.locator(".entry.here .label.active")).to_contain_text("root")  # that is still to answer
+    for key in ("r", "Tab", "Tab", "1", "1", "Enter"):
+        page.keyboard.press(key)
+    says(page, "i2 is root 11 now")
+    page.keyboard.press("h")
+    found = effective(read_edits(desk.path)).relabelled
+    assert found == {"i1": {"root": "7"}, "i2": {"tags": "sea land", "root": "11"}}
+
+
+def test_the_next_page_passes_nothing_over(tmp_path: Path, open_page: Open) -> None:
+    twins = [
+        Finding(kind="exact_duplicate", id=f"i{row}", split="train", group=100 * row + other, score=1)
+        for row in range(0, 6)
+        for other in range(0, 6)
+    ]
+    twins += [Finding(**{**one.__dict__, "id": "i7"}) for one in twins]
+    desk = made_desk(tmp_path, twins)
+    page = open_page(desk)
+    playwright.expect(page.locator("#place")).to_have_text("1-8 of 36")
+    desk.decide("drop", queue="duplicates", entry=0, row=0, values={})  # another page decides: six entries go
+    page.keyboard.press("]")
+    playwright.expect(page.locator("#place")).to_have_text("3-10 of 30")
+    page.keyboard.press("[")
+    playwright.expect(page.locator("#place")).to_have_text("1-8 of 30")
+    for _ in range(2):
+        page.keyboard.press("ArrowLeft")
+    says(page, "this is the first one")
+
+
+def test_what_files_say_is_shown_as_text(tmp_path: Path, open_page: Open) -> None:
+    names = ["<b>ক</b>", "<img src=x onerror=window.broken=1>"]
+    findings = [
+        issue(name, label=names[row % 2], suggested=names[1 - row % 2], detail=HOSTILE[0], score=-row)
+        for row, name in enumerate(HOSTILE[:3])
+    ]
+    desk = made_desk(tmp_path, findings, ids=HOSTILE, kind=({"classes": names}, np.arange(8) % 2))
+    page = open_page(desk)
+    playwright.expect(page.locator(".entry .id")).to_have_text(HOSTILE[:3])
+    assert page.locator(".found").first.text_content() == HOSTILE[0]
+    page.keyboard.press("r")
+    playwright.expect(page.locator("#choices li")).to_have_count(2)
+    page.keyboard.type("onerror")
+    page.keyboard.press("Enter")
+    says(page, f"is kind {names[1]} now")
     assert page.evaluate("window.broken") is None
-    assert page.locator(".found").first.text_content().startswith("<script>")
-    assert page.locator(".label").first.text_content() == "<b>dog</b>"
+    assert effective(read_edits(desk.path)).relabelled == {HOSTILE[0]: {"kind": names[1]}}
+
+
+def test_an_error_is_said_and_the_entry_stays(page: Any, desk: Desk) -> None:
+    desk.path.write_text("nonsense\n")
+    page.keyboard.press("d")
+    says(page, "edits.jsonl line 1 is no JSON")
+    playwright.expect(page.locator(".entry:not(.settled)")).to_have_count(4)
+    desk.path.unlink()
+    page.keyboard.press("d")
+    says(page, f"dropped {NAMES[3]}")
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -34,6 +34,7 @@ PAIRS = 15  # most confused ones kept a head
 LOSSES = 200  # images of the highest losses kept
 COMBINATIONS = 100  # never got right, kept
 FEWEST = 3  # images of a combination before "never right" says anything
+BESIDE = 2  # issues at most, in multiples of those that confident learning prunes
 FEWEST_ISSUES = 20  # images of a head below which confident learning has no base
 
 
@@ -253,8 +254,8 @@ def _issues(truth: Ints, probs: npt.NDArray[np.float32]) -> tuple[Ints, Floats]:
     """Return rows whose label is likely wrong, worst first, and (n,) the quality of each label, 0 to 1.
 
     What the model says otherwise with a probability that beats the label's own is an issue: the given label's
-    probability ranks it. Confident learning's own pruning keeps fewer where a small model is hardly sure of anything,
-    so that both sets are joined, its rows first.
+    probability ranks it. Confident learning's own pruning comes first; it misses some where a small model is hardly
+    sure of anything, so that as many again follow.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -269,7 +270,8 @@ def _issues(truth: Ints, probs: npt.NDArray[np.float32]) -> tuple[Ints, Floats]:
         quality = np.asarray(get_label_quality_scores(dense, own, method="normalized_margin"), np.float64)
     otherwise = probs.argmax(axis=1) != truth
     rows = np.flatnonzero(otherwise)
-    return rows[np.lexsort((quality[rows], ~pruned[rows]))], _ranked(quality, rows, pruned)
+    worst = rows[np.lexsort((quality[rows], ~pruned[rows]))][: BESIDE * int(pruned.sum())]
+    return worst, _ranked(quality, rows, pruned)
 
 
 def _ranked(quality: Floats, rows: Ints, pruned: npt.NDArray[np.bool_]) -> Floats:

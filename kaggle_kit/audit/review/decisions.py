@@ -30,9 +30,6 @@ class Decided:
         return any(why == subject or why not in subjects for why in self.kept)
 
 
-NOTHING = Decided()
-
-
 def edits_that_hold(edits: Sequence[Edit]) -> list[Edit]:
     """Return the edits but for undone ones and what undoes them; an undo may itself be undone."""
     undone: set[str] = set()

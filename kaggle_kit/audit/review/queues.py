@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kaggle_kit.audit.findings import Finding, Kind
-from kaggle_kit.audit.review.decisions import NOTHING, Decided
+from kaggle_kit.audit.review.decisions import Decided
 
 Current = Callable[[int, str], str]  # (row, head) -> the class of now, as files write it
 
@@ -51,8 +51,8 @@ QUEUES = (
         name="duplicates",
         title="Duplicates",
         kinds=("exact_duplicate", "near_duplicate"),
-        question="Keep one of each group, or all. Groups whose labels contradict each other come first, then those that "
-        "lie across train and test.",
+        question="Keep one of each group, or all. Groups whose labels contradict each other come first, then those "
+        "that lie across train and test.",
         subject="duplicates",
         grouped=True,
     ),
@@ -81,7 +81,8 @@ QUEUES = (
         name="broken",
         title="Broken files",
         kinds=("broken",),
-        question="These cannot be read. Replace the file and audit again, or drop the image; training leaves it out anyway.",
+        question="These cannot be read. Replace the file and audit again, or drop the image; training leaves it out "
+        "anyway.",
         subject="broken",
     ),
 )
@@ -127,7 +128,9 @@ def make_entries(
     )
 
 
-def is_open(queue: Queue, entry: Entry, decided: Mapping[int, Decided], decidable: Sequence[bool], now: Current) -> bool:
+def is_open(
+    queue: Queue, entry: Entry, decided: Mapping[int, Decided], decidable: Sequence[bool], now: Current
+) -> bool:
     """Return whether anything of an entry is still to decide.
 
     Of duplicates until all but one are dropped, or the rest is kept. A questioned label until another one is there or
@@ -141,10 +144,8 @@ def is_open(queue: Queue, entry: Entry, decided: Mapping[int, Decided], decidabl
         now: What the labels are after all decisions.
     """
     rows = [row for row in entry.rows if decidable[row]]
-    if all(row not in decided for row in rows) and not any(one.label for found in entry.findings for one in found):
-        return True
-    left = [row for row in rows if not decided.get(row, NOTHING).dropped]
-    asked = [row for row in left if not decided.get(row, NOTHING).is_kept(queue.subject, SUBJECTS)]
+    left = [row for row in rows if not (decided.get(row) or Decided()).dropped]
+    asked = [row for row in left if not (decided.get(row) or Decided()).is_kept(queue.subject, SUBJECTS)]
     if not asked or (queue.grouped and len(left) == 1 < len(rows)):
         return False
     about_labels = [one for one in entry.findings[0] if one.head and one.label]
