@@ -40,6 +40,7 @@ SCHEMES = (
     "everything",
 )
 BASE_PACKAGES = ("numpy", "cv2", "pyarrow", "yaml")
+EXTRA_OF = {"onnxruntime": "[cpu]", "starlette": "[audit]", "uvicorn": "[audit]", "packaging": "[kaggle]"}
 DATA_HELP = "the competition's data folder"
 
 
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KitError as error:
         return _fail(options, str(error))
     except ModuleNotFoundError as error:
-        extra = "[cpu]" if error.name == "onnxruntime" else "" if error.name in BASE_PACKAGES else "[train]"
+        extra = "" if error.name in BASE_PACKAGES else EXTRA_OF.get(str(error.name), "[train]")
         return _fail(options, f"this command needs {error.name}; pip install 'kaggle_kit{extra}'")
     except ImportError as error:
         return _fail(options, f"a package cannot be loaded ({error}); install it again, or the library it names")
