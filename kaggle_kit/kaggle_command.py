@@ -12,6 +12,7 @@ from kaggle_kit.commands import CHECK_FAILED, DONE, Result
 if TYPE_CHECKING:
     from kaggle_kit.cli import Adder, Command
     from kaggle_kit.platform.client import Client
+    from kaggle_kit.platform.metadata import KernelMetadata
 
 _DRY_RUN = "show every call and the files that would go, and make none; needs no account"
 
@@ -33,6 +34,9 @@ def add_kaggle_parsers(add: Adder) -> None:
     publish.add_argument("--title", help="with --id: 6 to 50 characters (default: the slug's words)")
     publish.add_argument("--message", default="", metavar="TEXT", help="of the new version")
     publish.add_argument("--public", action="store_true", help="everybody may see it (default: private)")
+    publish.add_argument(
+        "--replace", action="store_true", help="also a dataset that this kit did not publish: its files go"
+    )
     publish.add_argument(
         "--kernel", type=Path, metavar="KERNEL_DIR", help="check that this kernel will get that version"
     )
@@ -69,17 +73,37 @@ def _add_kernel(add: Adder) -> None:
     )
     verbs = kernel.add_subparsers(metavar="VERB", required=True)
 
-    def verb(name: str, run: Command, purpose: str) -> argparse.ArgumentParser:
+    def verb(name: str, run: Command, purpose: str, example: str) -> argparse.ArgumentParser:
         one: argparse.ArgumentParser = verbs.add_parser(
-            name, help=purpose, description=purpose[0].upper() + purpose[1:]
+            name,
+            help=purpose,
+            description=purpose[0].upper() + purpose[1:] + ".",
+            epilog=f"example:\n  {example}\n\nexit code: 0 done, 1 the check it makes failed, 2 you can mend it",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         for switch, text in (("--json", "print one machine-readable line last"), ("--debug", "show the traceback")):
             one.add_argument(switch, action="store_true", default=argparse.SUPPRESS, help=text)
         one.set_defaults(run=run)
         return one
 
+    _add_making(verb)
+    for name, run, purpose, more in (
+        ("status", show_status, "say how a kernel's newest session stands", ""),
+        ("logs", show_logs, "print what a kernel printed", ""),
+        ("output", take_output, "download what a kernel wrote", " --out ./bench"),
+    ):
+        one = verb(name, run, purpose, f"kaggle-kit kernel {name} YOU/kaggle-kit-bench{more}")
+        one.add_argument("ref", metavar="OWNER/SLUG", help="as in its address, or the kernel's folder")
+        if name == "output":
+            one.add_argument("--out", type=Path, required=True, metavar="DIR", help="files of the same names go")
+
+
+def _add_making(verb: Adder) -> None:
     new = verb(
-        "new", make_kernel, "make a kernel's folder from a template, with names in place of OWNER and COMPETITION"
+        "new",
+        make_kernel,
+        "make a kernel's folder from a template, with names in place of OWNER and COMPETITION",
+        "kaggle-kit kernel new submit ./my_submission --owner YOU --competition bengaliai-cv19 --notebook",
     )
     new.add_argument("template", metavar="TEMPLATE", help="submit, train, bench or build_engine")
     new.add_argument("folder", type=Path, metavar="KERNEL_DIR", help="absent or empty")
@@ -94,23 +118,24 @@ def _add_kernel(add: Adder) -> None:
         metavar="OWNER/SLUG",
         help="attached in place of the template's; repeat",
     )
-    check = verb("check", check_folder, "name every reason not to push: metadata, code, internet, secrets; offline")
-    push = verb("push", push_folder, "check, push, and with --wait, wait until its session has ended")
+    check = verb(
+        "check",
+        check_folder,
+        "name every reason not to push: metadata, code, internet, secrets; offline",
+        "kaggle-kit kernel check ./my_submission",
+    )
+    push = verb(
+        "push",
+        push_folder,
+        "check, push, and with --wait, wait until its session has ended",
+        "kaggle-kit kernel push ./my_submission --wait",
+    )
     for one in (check, push):
         one.add_argument("folder", type=Path, metavar="KERNEL_DIR")
         one.add_argument("--internet", action="store_true", help="it may use the internet: no submission kernel")
     push.add_argument("--accelerator", metavar="ID", help="such as NvidiaTeslaT4 (default: the metadata's)")
     push.add_argument("--wait", action="store_true", help="exit code 1 where the session fails")
     push.add_argument("--dry-run", action="store_true", help=_DRY_RUN)
-    for name, run, purpose in (
-        ("status", show_status, "say how a kernel's newest session stands"),
-        ("logs", show_logs, "print what a kernel printed"),
-        ("output", take_output, "download what a kernel wrote"),
-    ):
-        one = verb(name, run, purpose)
-        one.add_argument("ref", metavar="OWNER/SLUG", help="as in its address, or the kernel's folder")
-        if name == "output":
-            one.add_argument("--out", type=Path, required=True, metavar="DIR")
 
 
 def _no_verb(_options: argparse.Namespace) -> tuple[Result, int]:
@@ -158,7 +183,9 @@ def push_folder(options: argparse.Namespace) -> tuple[Result, int]:
     client = _client(options, owner=kernel.ref.split("/")[0], absent=kernel.ref)
     pushed = push_kernel(options.folder, client, say=_say, accelerator=options.accelerator, internet=options.internet)
     result: dict[str, object] = {"id": kernel.ref, "version": pushed.version, "url": pushed.url}
-    if not options.wait:
+    if options.dry_run:
+        print(f"{kernel.ref}: a dry run, nothing was pushed")
+    if options.dry_run or not options.wait:
         return result, DONE
     ended = wait_for_kernel(kernel.ref, client, version=pushed.version, say=_say)
     if ended.phase != "complete":
@@ -203,18 +230,26 @@ def publish_folder(options: argparse.Namespace) -> tuple[Result, int]:
     """Publish a folder as a dataset."""
     from kaggle_kit.platform.metadata import read_dataset
     from kaggle_kit.platform.publish import publish
+    from kaggle_kit.platform.rules import DATASET_METADATA
 
-    if options.id:
-        _write_metadata(options.folder, options.id, options.title)
-    ref = read_dataset(options.folder).ref
-    change = publish(
-        options.folder,
-        _client(options, owner=ref.split("/")[0], absent=ref),
-        say=_say,
-        message=options.message,
-        public=options.public,
-        kernel=options.kernel,
-    )
+    written = options.id is not None and _write_metadata(options.folder, options.id, options.title)
+    try:
+        ref = read_dataset(options.folder).ref
+        change = publish(
+            options.folder,
+            _client(options, owner=ref.split("/")[0], absent=ref),
+            say=_say,
+            message=options.message,
+            public=options.public,
+            replace=options.replace,
+            kernel=options.kernel,
+        )
+    finally:
+        if written and options.dry_run:
+            (options.folder / DATASET_METADATA).unlink()
+    if options.dry_run:
+        print(f"{ref}: a dry run, nothing was uploaded")
+        return {"id": ref, "did": "nothing", "content": change.publication.content}, DONE
     version = change.publication.version
     what = {"created": "was created", "versioned": "has a new version", "unchanged": "is there already, unchanged"}
     print(f"{ref} {what[change.did]}{f', version {version}' if version else ''}; kernels that start now get it")
@@ -223,24 +258,16 @@ def publish_folder(options: argparse.Namespace) -> tuple[Result, int]:
 
 def submit_to_competition(options: argparse.Namespace) -> tuple[Result, int]:
     """Submit a kernel to a code competition."""
-    from kaggle_kit.errors import KaggleError
     from kaggle_kit.ledger import note_run
     from kaggle_kit.platform.competition_submit import submit_kernel
     from kaggle_kit.platform.metadata import read_kernel
     from kaggle_kit.runs import read_run
-    from kaggle_kit.task import read_task
 
     if options.run_folder:
         read_run(options.run_folder)  # refuses now what could not be noted after hours
     kernel = read_kernel(options.folder, internet=False)
-    competition = read_task(options.task).name if options.task else options.competition
-    if competition is None:
-        if len(kernel.competitions) != 1:
-            raise KaggleError(
-                f"{options.folder} attaches {len(kernel.competitions)} competitions; say --competition SLUG"
-            )
-        (competition,) = kernel.competitions
-    scored = submit_kernel(
+    competition = _competition(options, kernel)
+    outcome = submit_kernel(
         options.folder,
         _client(options, owner=kernel.ref.split("/")[0], absent=kernel.ref),
         competition=competition,
@@ -251,13 +278,34 @@ def submit_to_competition(options: argparse.Namespace) -> tuple[Result, int]:
         accelerator=options.accelerator,
         dry_run=options.dry_run,
     )
-    boards = {"public": scored.public, "private": scored.private}
+    boards = {"public": outcome.public, "private": outcome.private}
+    result = {"competition": competition, "version": outcome.version, "submission": outcome.number, **boards}
+    if options.dry_run:
+        print(f"{competition}: a dry run, nothing was submitted")
+        return result, DONE
+    if outcome.failure:
+        print(f"FAILED {outcome.failure}")
+        return {**result, "failure": outcome.failure}, CHECK_FAILED
     shown = ", ".join(f"{board} {score:.5f}" for board, score in boards.items() if score is not None)
-    print(f"{competition}: {shown or 'no score yet' if not options.dry_run else 'a dry run, nothing was submitted'}")
+    print(f"{competition}: {shown or 'complete, and Kaggle shows no score yet; call this again for it'}")
     if options.run_folder and shown:
-        note_run(options.run_folder, public=scored.public, private=scored.private, note=options.message or None)
+        note_run(options.run_folder, public=outcome.public, private=outcome.private, note=options.message or None)
         print(f"noted of {options.run_folder}; kaggle-kit runs lists it")
-    return {"competition": competition, "submission": scored.number, **boards}, DONE
+    elif shown:
+        print("next: kaggle-kit runs note RUN --public ... (or --run RUN here, which does it)")
+    return result, DONE
+
+
+def _competition(options: argparse.Namespace, kernel: KernelMetadata) -> str:
+    """Return the competition's slug: as given, the task's name, or the only one that the kernel attaches."""
+    from kaggle_kit.errors import KaggleError
+    from kaggle_kit.task import read_task
+
+    if options.task or options.competition:
+        return str(options.competition or read_task(options.task).name)
+    if len(kernel.competitions) != 1:
+        raise KaggleError(f"{options.folder} attaches {len(kernel.competitions)} competitions; say --competition SLUG")
+    return kernel.competitions[0]
 
 
 def _client(options: argparse.Namespace, *, owner: str, absent: str) -> Client:
@@ -288,20 +336,21 @@ def _ref(text: str) -> str:
     return text
 
 
-def _write_metadata(folder: Path, ref: str, title: str | None) -> None:
-    """Write dataset-metadata.json where there is none; one of another name is refused."""
+def _write_metadata(folder: Path, ref: str, title: str | None) -> bool:
+    """Write dataset-metadata.json where there is none, and return whether it did; one of another name is refused."""
     from kaggle_kit.errors import KaggleError
     from kaggle_kit.files import replacing
+    from kaggle_kit.platform.metadata import read_dataset
     from kaggle_kit.platform.rules import DATASET_METADATA
 
     path = folder / DATASET_METADATA
     if not folder.is_dir():
         raise KaggleError(f"there is no folder {str(folder)!r} to publish")
     if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8")).get("id")
+        known = read_dataset(folder).ref
         if known != ref:
             raise KaggleError(f"{path} says {known!r}, and --id {ref!r}; leave --id out, or change the file")
-        return
+        return False
     values = {
         "title": title or ref.partition("/")[2].replace("-", " "),
         "id": ref,
@@ -309,6 +358,12 @@ def _write_metadata(folder: Path, ref: str, title: str | None) -> None:
     }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    try:
+        read_dataset(folder)
+    except KaggleError:  # of the names given here, so nothing to keep
+        path.unlink()
+        raise
+    return True
 
 
 def _say(line: str) -> None:

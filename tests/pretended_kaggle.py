@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kaggle_kit.errors import KaggleError
-from kaggle_kit.platform.client import Allowance, DatasetState, KernelState, OwnKernel, Push, Submission
+from kaggle_kit.platform.client import (
+    Allowance,
+    DatasetState,
+    KernelState,
+    OwnKernel,
+    Push,
+    Submission,
+    UnreachableError,
+)
 from kaggle_kit.platform.polling import Clock
 
 READY = DatasetState(status="ready", version=3, notes={})
@@ -21,7 +30,10 @@ class PretendedKaggle:
     own: list[OwnKernel] = field(default_factory=list)
     pushed: Push = field(default_factory=lambda: Push(version=7, url="https://kaggle.example/k"))
     left: int = 5
+    today: int = 5
     refuses: str = ""
+    unanswered: bool = False
+    arrives: bool = True
     listed: list[Submission] = field(default_factory=list)
     scored: Submission = field(
         default_factory=lambda: Submission(number=99, phase="complete", public=0.91, private=0.88)
@@ -36,7 +48,10 @@ class PretendedKaggle:
 
     def create_dataset(self, folder: Path, *, public: bool) -> None:
         self.changes.append(f"create {'public' if public else 'private'}")
-        self.datasets["me/my-data"] = DatasetState(status="ready", version=1, notes={})
+        values = json.loads((folder / "dataset-metadata.json").read_text())
+        self.datasets[values["id"]] = DatasetState(
+            status="ready", version=1, notes={}, description=values["description"], private=not public
+        )
 
     def version_dataset(self, folder: Path, *, message: str) -> None:
         self.changes.append(f"version: {message}")
@@ -64,12 +79,16 @@ class PretendedKaggle:
         return [folder / "costs.json"]
 
     def allowance(self, competition: str) -> Allowance:
-        return Allowance(today=5 - self.left, left=self.left)
+        return Allowance(today=self.today, left=self.left)
 
     def submit(self, competition: str, *, kernel: str, version: int, file: str, message: str) -> int:
         if self.refuses:
             raise KaggleError(self.refuses)
-        self.changes.append(f"submit {kernel} {version} {file}")
+        if self.arrives:
+            self.changes.append(f"submit {kernel} {version} {file}")
+            self.listed.insert(0, replace(self.scored, description=message))
+        if self.unanswered:
+            raise UnreachableError("no answer")
         return self.scored.number
 
     def submissions(self, competition: str) -> list[Submission]:

@@ -6,8 +6,8 @@ import pytest
 from pretended_kaggle import READY, PretendedKaggle, patient_clock
 
 from kaggle_kit.errors import KaggleError
-from kaggle_kit.platform.client import DatasetState, KernelState, OwnKernel, Push, Submission
-from kaggle_kit.platform.competition_submit import STATE_FILE, submit_kernel
+from kaggle_kit.platform.client import DatasetState, KernelPhase, KernelState, OwnKernel, Push, Submission
+from kaggle_kit.platform.competition_submit import STATE_FILE, Outcome, submit_kernel
 from kaggle_kit.platform.dry_run import DryRun
 from kaggle_kit.platform.kernels import check_kernel, fetch_output, new_kernel, push_kernel
 
@@ -25,7 +25,7 @@ def kaggle(**more) -> PretendedKaggle:
     return PretendedKaggle(**({"datasets": dict(DATASETS)} | more))
 
 
-def submit(kernel: Path, client, **more) -> Submission:
+def submit(kernel: Path, client, **more) -> Outcome:
     given = {"competition": "digits", "say": lambda _: None, "clock": patient_clock()} | more
     return submit_kernel(kernel, client, **given)
 
@@ -74,22 +74,98 @@ def test_a_changed_kernel_or_a_new_bundle_is_pushed_anew(kernel: Path, what: str
     assert there.changes.count("push") == 2
 
 
-def test_a_kernel_that_fails_is_not_submitted(kernel: Path) -> None:
-    there = kaggle(kernels={REF: KernelState(phase="error", message="boom")})
-    with pytest.raises(KaggleError, match=r"version 7 ended as 'error' \(boom\); .* nothing was submitted"):
+@pytest.mark.parametrize("how", ["the note is lost", "another version between"])
+def test_a_version_that_kaggle_lists_is_not_submitted_again(kernel: Path, how: str) -> None:
+    there = kaggle(kernels={REF: KernelState(phase="complete")})
+    submit(kernel, there, version=7)
+    if how == "the note is lost":
+        (kernel / STATE_FILE).unlink()
+    else:
+        submit(kernel, there, version=6)
+        assert there.changes.pop() == f"submit {REF} 6 submission.csv"
+    assert submit(kernel, there, version=7).public == 0.91
+    assert there.changes == [f"submit {REF} 7 submission.csv"]
+
+
+def test_another_kernel_s_submission_is_not_taken_for_this_one_s(kernel: Path) -> None:
+    theirs = Submission(number=1, phase="complete", description=f"x (kaggle_kit version 7 of {REF}-2)", public=0.1)
+    there = kaggle(listed=[theirs])
+    assert submit(kernel, there).public == 0.91
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_without_an_answer_the_list_tells_whether_it_was_submitted(kernel: Path, arrives: bool) -> None:
+    there = kaggle(unanswered=True, arrives=arrives)
+    if arrives:
+        assert submit(kernel, there).public == 0.91
+    else:
+        with pytest.raises(KaggleError, match=f"{REF} version 7 is not among your submissions to digits; call this"):
+            submit(kernel, there)
+    there.unanswered, there.arrives = False, True
+    assert submit(kernel, there).public == 0.91
+    assert there.changes == ["push", f"submit {REF} 7 submission.csv"]
+
+
+def test_killed_while_it_submits_it_looks_before_it_submits_again(kernel: Path) -> None:
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    class Dying(PretendedKaggle):
+        def submit(self, competition: str, **more) -> int:
+            super().submit(competition, **more)
+            raise Killed
+
+    there = Dying(datasets=dict(DATASETS))
+    with pytest.raises(Killed):
         submit(kernel, there)
+    assert submit(kernel, there).number == 99
+    assert there.changes == ["push", f"submit {REF} 7 submission.csv"]
+
+
+@pytest.mark.parametrize("phase", ["error", "cancelled"])
+def test_a_kernel_that_fails_is_not_submitted_and_then_pushed_anew(kernel: Path, phase: KernelPhase) -> None:
+    there = kaggle(kernels={REF: KernelState(phase=phase, message="boom")})
+    outcome = submit(kernel, there)
+    assert outcome.failure.startswith(f"{REF} version 7 ended as '{phase}' (boom); nothing was submitted; read it by")
     assert there.changes == ["push"]
+    there.kernels[REF] = KernelState(phase="complete")
+    there.pushed = Push(version=8)
+    assert submit(kernel, there).failure == ""
+    assert there.changes == ["push", "push", f"submit {REF} 8 submission.csv"]
 
 
-def test_a_complete_submission_with_an_error_and_no_score_is_a_failure(kernel: Path) -> None:
-    there = kaggle(scored=Submission(number=9, phase="complete", error="Notebook Threw Exception"))
-    with pytest.raises(KaggleError, match="failed: Kaggle says 'Notebook Threw Exception'; rehearse"):
-        submit(kernel, there)
+@pytest.mark.parametrize(
+    ("scored", "says"),
+    [
+        (Submission(number=9, phase="complete", error="Notebook Threw Exception"), "'Notebook Threw Exception'"),
+        (Submission(number=9, phase="error", error="Notebook Timeout"), "'Notebook Timeout'"),
+        (Submission(number=9, phase="error"), "'nothing more'"),
+    ],
+)
+def test_an_error_without_a_score_is_a_failure_though_kaggle_calls_it_complete(
+    kernel: Path, scored: Submission, says: str
+) -> None:
+    there = kaggle(scored=scored)
+    assert f"failed: Kaggle says {says}; `kaggle-kit rehearse` it" in submit(kernel, there).failure
+    assert says in submit(kernel, there).failure and len(there.changes) == 2
 
 
-def test_a_refused_submission_may_be_tried_again(kernel: Path) -> None:
-    there = kaggle(refuses="you must accept this competition's rules")
-    with pytest.raises(KaggleError, match="accept this competition's rules"):
+def test_a_score_with_a_remark_is_a_score(kernel: Path) -> None:
+    there = kaggle(scored=Submission(number=9, phase="complete", error="late", public=0.5))
+    assert submit(kernel, there) == Outcome(version=7, number=9, public=0.5)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "repair"),
+    [
+        ("you must accept this competition's rules", "accept the rules at https://www.kaggle.com/competitions/digits/"),
+        ("Your team has used its daily submission limit", "call this again tomorrow"),
+        ("something else", "something else"),
+    ],
+)
+def test_a_refused_submission_may_be_tried_again(kernel: Path, refuses: str, repair: str) -> None:
+    there = kaggle(refuses=refuses)
+    with pytest.raises(KaggleError, match=repair):
         submit(kernel, there)
     there.refuses = ""
     submit(kernel, there)
@@ -100,6 +176,7 @@ def test_a_refused_submission_may_be_tried_again(kernel: Path) -> None:
     ("change", "message"),
     [
         ({"left": 0}, r"no submission to digits is left today \(5 made\); nothing was pushed"),
+        ({"left": 0, "today": 0}, "join it and accept its rules at https://www.kaggle.com/competitions/digits/rules"),
         ({"datasets": {"me/kaggle-kit-wheelhouse": READY}}, "attaches me/kaggle-kit-bundle, and you have no such"),
         (
             {"datasets": DATASETS | {"me/kaggle-kit-bundle": DatasetState(status="running", notes={})}},
@@ -138,6 +215,13 @@ def test_sources_that_kaggle_leaves_out_are_an_error(kernel: Path) -> None:
         push_kernel(kernel, there, say=lambda _: None)
 
 
+def test_a_competition_whose_rules_are_not_accepted_is_left_out_of_a_push(kernel: Path) -> None:
+    there = kaggle(pushed=Push(version=8, left_out=("competition digits",)))
+    with pytest.raises(KaggleError, match="accept the rules at https://www.kaggle.com/competitions/digits/rules and"):
+        submit(kernel, there)
+    assert there.changes == ["push"]
+
+
 def test_a_competition_that_the_kernel_does_not_attach_is_refused(kernel: Path) -> None:
     with pytest.raises(KaggleError, match="does not attach 'ships'; add it to `competition_sources`, or .* digits"):
         submit(kernel, kaggle(), competition="ships")
@@ -148,7 +232,7 @@ def test_a_dry_run_notes_nothing_and_ends_at_once(kernel: Path) -> None:
     client = DryRun(said.append, owner="me", datasets={REF: None})
     submit(kernel, client, say=said.append, dry_run=True)
     assert any(line.startswith("would call push_kernel") for line in said)
-    assert any(line.startswith("would call submit('digits'") for line in said)
+    assert any(line.startswith("would call submit('digits'") and "version N" in line for line in said)
     assert not (kernel / STATE_FILE).exists()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,75 @@ def test_a_slug_that_a_kernel_has_is_taken(folder: Path) -> None:
     assert kaggle.changes == []
 
 
+def test_a_dataset_of_other_making_is_replaced_only_where_that_is_said(folder: Path) -> None:
+    by_hand = DatasetState(status="ready", version=4, notes={4: "Initial release"})
+    kaggle = PretendedKaggle(datasets={"me/my-data": by_hand})
+    with pytest.raises(KaggleError, match="the slug of me/my-data is taken: .* not published by this kit, and its"):
+        go(folder, kaggle)
+    assert kaggle.changes == []
+    assert go(folder, kaggle, replace=True)[0].publication.version == 5
+    assert go(folder, kaggle)[0].did == "unchanged"
+
+
+def test_killed_after_the_upload_nothing_is_uploaded_again(folder: Path) -> None:
+    kaggle = PretendedKaggle()
+
+    def say(line: str) -> None:
+        if "ready" in line:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(folder, kaggle, say=say, clock=patient_clock())
+    assert not (folder / STATE_FILE).exists()
+    assert go(folder, kaggle)[0].did == "unchanged"
+    assert kaggle.changes == ["create private"]
+
+
+def test_it_waits_until_kaggle_gives_the_new_version(folder: Path) -> None:
+    class Slow(PretendedKaggle):
+        asked = 0
+
+        def find_dataset(self, ref: str) -> DatasetState | None:
+            state = super().find_dataset(ref)
+            self.asked += 1
+            if len(self.changes) < 2 or state is None:
+                return state
+            if self.asked < 6:  # still the one before, as ready as ever
+                return replace(state, version=1)
+            return replace(state, status="pending") if self.asked < 9 else state
+
+    kaggle = Slow()
+    go(folder, kaggle)
+    (folder / "member.onnx").write_bytes(b"other weights")
+    change, said = go(folder, kaggle)
+    assert change.publication.version == 2 and kaggle.asked >= 9
+    assert [line.partition(" (")[0] for line in said[-3:]] == [
+        "dataset me/my-data: still version 1",
+        "dataset me/my-data: pending",
+        "dataset me/my-data: ready, version 2",
+    ]
+
+
+def test_the_kernel_s_version_of_it_must_be_the_new_one(folder: Path, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    new_kernel("submit", kernel, owner="me", competition="digits", datasets=["me/my-data/3"])
+    with pytest.raises(KaggleError, match="attaches me/my-data in version 3, and this is version 1"):
+        go(folder, PretendedKaggle(), kernel=kernel)
+    new_kernel("submit", tmp_path / "newest", owner="me", competition="digits", datasets=["me/my-data"])
+    assert go(folder, PretendedKaggle(), kernel=tmp_path / "newest")[0].did == "created"
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_whoever_sees_it_is_said(folder: Path, public: bool) -> None:
+    kaggle = PretendedKaggle()
+    _, said = go(folder, kaggle, public=public)
+    assert kaggle.changes == [f"create {'public' if public else 'private'}"]
+    assert any("PUBLIC: everybody sees it" in line for line in said) == public
+
+
 def test_a_dataset_that_stays_in_processing_is_said_with_its_state(folder: Path) -> None:
-    kaggle = PretendedKaggle(datasets={"me/my-data": DatasetState(status="pending", version=1, notes={})})
+    pending = DatasetState(status="pending", version=1, notes={}, description="kaggle_kit content 0123456789abcdef")
+    kaggle = PretendedKaggle(datasets={"me/my-data": pending})
     kaggle.version_dataset = lambda folder, message: None  # type: ignore[method-assign]
     with pytest.raises(KaggleError, match=r"dataset me/my-data is still 'pending' after"):
         go(folder, kaggle, limit_s=60.0)

@@ -223,9 +223,11 @@ def _check_answer(ref: str, answer: Push) -> None:
     if answer.error:
         raise KaggleError(f"{ref} was not pushed: Kaggle says {answer.error!r}")
     if answer.left_out:
+        competitions = [one.partition(" ")[2] for one in answer.left_out if one.startswith("competition ")]
+        repair = f"accept the rules at {rules.rules_page(competitions[0])}" if competitions else "mend the sources"
         raise KaggleError(
-            f"{ref} was pushed as version {answer.version}, but without {', '.join(answer.left_out)}; mend the sources "
-            "and push again"
+            f"{ref} was pushed as version {answer.version}, but without {', '.join(answer.left_out)}; {repair} and "
+            "push again"
         )
 
 

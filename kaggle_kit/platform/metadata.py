@@ -108,7 +108,10 @@ def read_kernel(folder: Path, *, internet: bool = True) -> KernelMetadata:
 def _problems(folder: Path, name: str, check: Callable[[Mapping[str, Any]], Iterator[str]]) -> list[str]:
     path = folder / name
     if not path.is_file():
-        return [f"{path} is missing; write one, or copy one of this project's datasets/ and kernels/"]
+        ways = {
+            DATASET_METADATA: "say --id OWNER/SLUG to `kaggle-kit publish`, or copy one of this project's datasets/"
+        }
+        return [f"{path} is missing; {ways.get(name, 'make the folder by `kaggle-kit kernel new`')}"]
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or not JSON

@@ -62,6 +62,7 @@ def publish(
     say: Callable[[str], None],
     message: str = "",
     public: bool = False,
+    replace: bool = False,
     kernel: Path | None = None,
     limit_s: float = READY_LIMIT_S,
     clock: Clock | None = None,
@@ -74,6 +75,7 @@ def publish(
         say: Called with a line for each step.
         message: Of the new version.
         public: Everybody may see a dataset that is created; one that is there stays as it is.
+        replace: A dataset of this name that this kit did not publish may get these files in place of its own.
         kernel: The folder of a kernel that must attach this dataset.
         limit_s: How long to wait.
         clock: The time; None: the machine's.
@@ -88,21 +90,15 @@ def publish(
     refuse(contents.problems, f"{folder} is not published")
     check_owner(metadata.ref, client, what="dataset")
     content = contents.fingerprint()
-    say(f"{metadata.ref}: {len(contents.files):,} files, {size_text(contents.size_bytes)}, content {content}")
+    say(f"{metadata.ref}: {len(contents.files):,} file(s), {size_text(contents.size_bytes)}, content {content}")
     before = client.find_dataset(metadata.ref)
-    if before is None and client.find_kernel(metadata.ref) is not None:
-        raise KaggleError(f"the slug of {metadata.ref} is taken: you have a kernel of that name; choose another slug")
+    noted = noted_publication(folder, metadata.ref)
+    _check_slug(metadata.ref, client, before, ours=replace or noted is not None)
     did: Deed = "unchanged"
-    if before is None or not _has(before, content, noted=noted_publication(folder, metadata.ref)):
+    if before is None or not _has(before, content, noted=noted):
         did = "created" if before is None else "versioned"
-        if before is not None and public and before.private:
-            say(f"{metadata.ref} exists and stays private; make it public on its page")
         with staged(contents, _with_mark(metadata, content)) as stage:
-            say(f"{metadata.ref}: {'uploading a new version' if before else 'creating it, ' + _sight(public=public)}")
-            if before is None:
-                client.create_dataset(stage, public=public)
-            else:
-                client.version_dataset(stage, message=f"{message or 'update'} (kaggle_kit content {content})")
+            _upload(metadata.ref, stage, client, before, message=_marked(message, content), public=public, say=say)
     newest = max([before.version or 0, *before.notes]) if before else 0
     least = newest if did == "unchanged" else newest + 1
     version = _wait_ready(metadata.ref, client, least, limit_s=limit_s, say=say, clock=clock or Clock()).version
@@ -115,6 +111,40 @@ def publish(
             "version, or with this one"
         )
     return Change(publication=found, did=did)
+
+
+def _check_slug(ref: str, client: Client, before: DatasetState | None, *, ours: bool) -> None:
+    """Refuse a name that something else has: a kernel, or a dataset whose files would be lost."""
+    if before is None and client.find_kernel(ref) is not None:
+        raise KaggleError(f"the slug of {ref} is taken: you have a kernel of that name; choose another slug")
+    if before is None or ours or any(_MARK.search(text) for text in (before.description, *before.notes.values())):
+        return
+    raise KaggleError(
+        f"the slug of {ref} is taken: you have a dataset of that name, not published by this kit, and its files would "
+        "be replaced; choose another slug, or say --replace"
+    )
+
+
+def _upload(
+    ref: str,
+    stage: Path,
+    client: Client,
+    before: DatasetState | None,
+    *,
+    message: str,
+    public: bool,
+    say: Callable[[str], None],
+) -> None:
+    if before is None:
+        say(f"{ref}: creating it, {'PUBLIC: everybody sees it' if public else 'private'}")
+        client.create_dataset(stage, public=public)
+        return
+    if public and before.private:
+        say(f"{ref} exists and stays private; make it public on its page")
+    elif before.private is False:
+        say(f"{ref} is PUBLIC: everybody sees the new version")
+    say(f"{ref}: uploading a new version")
+    client.version_dataset(stage, message=message)
 
 
 def _note(folder: Path, publication: Publication) -> None:
@@ -195,8 +225,8 @@ def _with_mark(metadata: DatasetMetadata, content: str) -> dict[str, Any]:
     return {**metadata.values, "description": f"{description}\n\nkaggle_kit content {content}".lstrip()}
 
 
-def _sight(*, public: bool) -> str:
-    return "PUBLIC: everybody sees it" if public else "private"
+def _marked(message: str, content: str) -> str:
+    return f"{message or 'update'} (kaggle_kit content {content})"
 
 
 def _wait_ready(

@@ -77,6 +77,11 @@ def slug_of(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
+def rules_page(competition: str) -> str:
+    """Return where a competition's rules are accepted."""
+    return f"https://www.kaggle.com/competitions/{competition}/rules"
+
+
 def has_known_slug(title: str) -> bool:
     """Return whether `slug_of` is sure: letters that are no accented A to Z are spelt out by tables of Kaggle's."""
     return all(ord(one) < 128 or unicodedata.combining(one) for one in unicodedata.normalize("NFKD", title))
