@@ -11,7 +11,7 @@ SMALL = DemoSettings(num_train=100, num_test=100, epochs=1, models=("test_resnet
 
 
 @pytest.mark.slow
-def test_the_demo_goes_the_whole_way_twice_with_the_same_score(tmp_path: Path) -> None:
+def test_the_demo_goes_the_whole_way(tmp_path: Path) -> None:
     first = run_demo(tmp_path / "demo", SMALL)
     assert [stage for stage, _, _ in first.stages] == [
         "sample",
@@ -26,10 +26,6 @@ def test_the_demo_goes_the_whole_way_twice_with_the_same_score(tmp_path: Path) -
     assert first.hidden.all.rows == 100 and (first.differing, first.decisions) == (0, 300)
     text = format_demo(first)
     assert "0 decisions differ" in text and "hidden test" in text and "Where to look next" in text
-    submission = first.rehearsal.submission.read_bytes()
-    again = run_demo(tmp_path / "demo", SMALL)
-    assert again.rehearsal.submission.read_bytes() == submission
-    assert (again.oof, again.hidden) == (first.oof, first.hidden)
 
 
 def test_the_demo_never_replaces_other_things(tmp_path: Path) -> None:
