@@ -9,7 +9,7 @@ from pretended_kaggle import READY, PretendedKaggle
 
 from kaggle_kit import kaggle_command
 from kaggle_kit.cli import main
-from kaggle_kit.platform.client import KernelState
+from kaggle_kit.platform.client import KernelState, Submission
 from kaggle_kit.runs import Run
 
 
@@ -49,6 +49,59 @@ def test_a_submission_s_scores_are_noted_of_the_run(
         ledger.unlink() if before is None else ledger.write_bytes(before)
 
 
+@pytest.mark.parametrize("where", ["session", "rerun"])
+def test_a_submission_that_fails_on_kaggle_exits_with_1(
+    kernel: Path, there: PretendedKaggle, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if where == "session":
+        there.kernels["me/kaggle-kit-submit"] = KernelState(phase="error", message="boom")
+    else:
+        there.scored = Submission(number=9, phase="complete", error="Notebook Timeout")
+    assert main(["submit", str(kernel), "--json"]) == 1
+    said = capsys.readouterr().out.strip().splitlines()
+    assert said[-2].startswith("FAILED ") and json.loads(said[-1])["public"] is None
+    assert ("boom" if where == "session" else "Notebook Timeout") in json.loads(said[-1])["failure"]
+
+
+def test_what_submit_cannot_do_is_one_line(
+    kernel: Path, there: PretendedKaggle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there.left = 0
+    assert main(["submit", str(kernel)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "no submission to toy-wide is left today (5 made)" in error
+    assert there.changes == []
+
+
+def test_a_dry_run_of_publishing_leaves_the_folder_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    assert main(["publish", str(tmp_path), "--id", "me/my-data", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "would call create_dataset('me/my-data', 'private'" in said
+    assert said.rstrip().endswith("me/my-data: a dry run, nothing was uploaded")
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_metadata_of_a_name_that_is_refused_is_not_left_behind(
+    tmp_path: Path, there: PretendedKaggle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    assert main(["publish", str(tmp_path), "--id", "me/My_Data"]) == 2
+    assert "expected a slug of a-z, 0-9 and single hyphens; write 'my-data'" in capsys.readouterr().err
+    (tmp_path / "dataset-metadata.json").write_text("{")
+    assert main(["publish", str(tmp_path), "--id", "me/my-data"]) == 2
+    assert "is no JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["new", "check", "push", "status", "logs", "output"])
+def test_every_verb_shows_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["kernel", verb, "--help"])
+    assert f"example:\n  kaggle-kit kernel {verb} " in capsys.readouterr().out
+
+
 def test_publishing_writes_the_metadata_that_lacks(
     there: PretendedKaggle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,6 +109,7 @@ def test_publishing_writes_the_metadata_that_lacks(
     folder.mkdir()
     (folder / "manifest.json").write_text("{}")
     assert main(["publish", str(folder)]) == 2
+    assert "dataset-metadata.json is missing; say --id OWNER/SLUG" in capsys.readouterr().err
     assert main(["publish", str(folder), "--id", "me/my-data"]) == 0
     assert json.loads((folder / "dataset-metadata.json").read_text())["title"] == "my data"
     assert "me/my-data was created, version 1" in capsys.readouterr().out
@@ -85,4 +139,5 @@ def test_without_credentials_it_says_how_to_get_them(
 def test_a_dry_run_needs_no_account(kernel: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", str(kernel), "--dry-run"]) == 0
     assert "a dry run, nothing was submitted" in capsys.readouterr().out
-    assert main(["kernel", "push", str(kernel), "--dry-run"]) == 0
+    assert main(["kernel", "push", str(kernel), "--wait", "--dry-run"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("a dry run, nothing was pushed")

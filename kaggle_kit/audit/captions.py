@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kaggle_kit.audit.examine import Audit
 
 LONGEST = 90  # characters of an id or a class that are shown; a pointer shows more
+LONGEST_TEXT = 240
 NO_CLASS = "no class"
 
 
@@ -49,7 +50,7 @@ class Captions:
             "whole_id": str(images.id[row])[:500],
             "where": self.where(row),
             "labels": self.labels(row),
-            "text": text,
+            "text": cut(text, LONGEST_TEXT),
         }
 
     def of_finding(self, finding: Finding) -> Fields | None:
@@ -90,6 +91,6 @@ def written_name(head: Head, text: str) -> str:
     return names.get(text, text)
 
 
-def cut(text: str) -> str:
-    """Return a text of at most 90 characters, its middle left out where it is longer."""
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 20]} ... {text[-14:]}"
+def cut(text: str, longest: int = LONGEST) -> str:
+    """Return a text of at most so many characters, its middle left out where it is longer."""
+    return text if len(text) <= longest else f"{text[: longest - 20]} ... {text[-14:]}"

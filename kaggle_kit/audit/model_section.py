@@ -60,7 +60,7 @@ def _issue_fields(audit: Audit, head: HeadLook, issues: list[Finding], captions:
         "title": head.head,
         "number": NONE if head.num_issues is None else f"{head.num_issues:,}",
         "note": head.note,
-        "items": shown,
+        "items": [item | {"head": ""} for item in shown],  # which stands above them
         "more": len(own) - len(shown),
     }
 

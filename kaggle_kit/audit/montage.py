@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,7 +47,7 @@ class Pictures:
     Attributes:
         alone: {row: address that holds the picture}.
         tiles: {row: (H, W, 4) uint8, BGRA}.
-        dots: {row: (64, 64, 4) uint8, BGRA}.
+        dots: {row: (64, 64, 4) uint8, BGRA}, with a see-through edge of a pixel.
         tile_size: Height and width of the tiles.
         left_out: Uses of single pictures that would have made the page too large.
         notes: Why others are not there, a sentence each.
@@ -78,7 +78,8 @@ def gather_pictures(opened: Opened, images: Images, wanted: Wanted) -> Pictures:
                 if row in wanted.tiles:
                     tiles[row] = _padded(to_bgr(image), tile)
                 if row in wanted.dots:
-                    dots[row] = _padded(to_bgr(image), (DOT_SIDE, DOT_SIDE))
+                    inside = _padded(to_bgr(image), (DOT_SIDE - 2, DOT_SIDE - 2))
+                    dots[row] = np.pad(inside, ((1, 1), (1, 1), (0, 0)))  # so that neighbours do not bleed into it
         except (KitError, OSError) as error:
             notes.append(f"Some pictures of {split} are missing: {error}.")
     fitting = _fitting(alone, wanted.alone)
@@ -191,8 +192,3 @@ def spread_rows(rows: npt.NDArray[np.int64], number: int, rng: np.random.Generat
     if len(rows) <= number:
         return [int(row) for row in rows]
     return sorted(int(row) for row in rng.choice(rows, number, replace=False))
-
-
-def first_of(rows: Iterable[int], number: int) -> list[int]:
-    """Return the first rows, each once."""
-    return list(dict.fromkeys(rows))[:number]

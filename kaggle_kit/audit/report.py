@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 _TEMPLATE, _SCRIPT = "audit.html.j2", "map.js.j2"
 _TINY = 64  # pixels of an image's longer side below which a page shows its pixels as squares
 _SECTIONS = (
-    ("todo", "What to do first"),
+    ("todo", "First steps"),
     ("classes", "Classes"),
-    ("montages", "What classes look like"),
+    ("montages", "Montages"),
     ("properties", "Sizes and light"),
-    ("files", "Files and lists"),
-    ("odd", "Unlike the rest"),
+    ("files", "Files"),
+    ("odd", "Odd ones"),
     ("duplicates", "Duplicates"),
     ("drift", "Train and test"),
     ("map", "Map"),
     ("issues", "Label issues"),
     ("losses", "Top losses"),
-    ("confused", "What is confused"),
+    ("confused", "Confused"),
     ("combinations", "Never right"),
 )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.audit.captions import Captions, cut
+from kaggle_kit.audit.captions import LONGEST_TEXT, Captions, cut
 from kaggle_kit.audit.counts import HeadCounts
 from kaggle_kit.audit.duplicates import Group
 from kaggle_kit.audit.findings import Finding, Kind
@@ -27,7 +27,7 @@ Ints = npt.NDArray[np.int64]
 
 MOST_TILES, TILES_A_CLASS = 600, 10  # of all montages together, and of one class
 CLASSES_AT_ONCE = 24  # montages and rows that are not folded away
-NUM_ODD, NUM_GROUPS, NUM_TWINS, NUM_SUSPECTS = 18, 18, 8, 18
+NUM_ODD, NUM_GROUPS, NUM_TWINS, NUM_SUSPECTS = 18, 18, 6, 18
 NUM_LISTED, NUM_MATRICES, NUM_SIZES = 60, 6, 8
 ODD: dict[Kind, str] = {
     "gray": "Gray among colour",
@@ -110,24 +110,21 @@ def _head_fields(audit: Audit, head: HeadCounts) -> Fields:
 
 
 def _together(audit: Audit, pair: tuple[str, str], matrix: Ints) -> Fields:
-    first, second = (audit.task.heads[name] for name in pair)
-    shown = int((matrix > 0).sum())
-    same = pair[0] == pair[1]
-    if same:
-        shown = int((np.triu(matrix, 1) > 0).sum())
-        possible = matrix.shape[0] * (matrix.shape[0] - 1) // 2
-    else:
-        possible = matrix.size
-    small = max(matrix.shape) <= MOST_NAMED
-    rows, across = [cut(name) for name in first.class_names], [cut(name) for name in second.class_names]
+    """Return how often classes of two heads come together; the head with more classes lies across."""
+    if matrix.shape[0] > matrix.shape[1]:
+        pair, matrix = (pair[1], pair[0]), matrix.T
+    names = [[cut(name) for name in audit.task.heads[head].class_names] for head in pair]
+    same, small = pair[0] == pair[1], max(matrix.shape) <= MOST_NAMED
+    counted = matrix[np.triu_indices(len(matrix), 1)] if same else matrix
     return {
         "title": f"{pair[0]} with itself" if same else f"{pair[0]} and {pair[1]}",
-        "text": f"{shown:,} of {possible:,} pairs of classes occur together.",
-        "lines": matrix_rows(matrix, rows, across, confusion=False) if small else [],
-        "names": across,
-        "turned": max(map(len, across)) > 3,
+        "text": f"{int((counted > 0).sum()):,} of {counted.size:,} pairs of classes occur together.",
+        "lines": matrix_rows(matrix, *names, confusion=False) if small else [],
+        "names": names[1],
+        "turned": max(map(len, names[1])) > 3,
         "heat": "" if small else heat_picture(matrix, confusion=False),
-        "aspect": f"{matrix.shape[1]} / {matrix.shape[0]}",
+        "aspect": f"{min(matrix.shape[1] / matrix.shape[0], 4):.2f}",
+        "corner": pair[0] if same else f"{pair[0]} \\ {pair[1]}",
         "first": pair[0],
         "second": pair[1],
     }
@@ -216,7 +213,10 @@ def file_fields(by_kind: dict[Kind, list[Finding]], audit: Audit) -> Fields:
         {
             "title": title,
             "number": f"{len(found):,}",
-            "rows": [{"id": cut(one.id), "split": one.split, "text": one.detail} for one in found[:NUM_LISTED]],
+            "rows": [
+                {"id": cut(one.id), "split": one.split, "text": cut(one.detail, LONGEST_TEXT)}
+                for one in found[:NUM_LISTED]
+            ],
             "more": max(0, len(found) - NUM_LISTED),
         }
         for kind, title in _LISTS.items()
@@ -232,10 +232,19 @@ def odd_fields(by_kind: dict[Kind, list[Finding]], captions: Captions) -> list[F
     for kind, title in ODD.items():
         found = by_kind.get(kind, [])
         shown = [item for one in found[:NUM_ODD] if (item := captions.of_finding(one))]
-        if found:
-            galleries.append(
-                {"title": title, "number": f"{len(found):,}", "items": shown, "more": len(found) - len(shown)}
-            )
+        if not found:
+            continue
+        texts = {item["text"] for item in shown}
+        alike = len(shown) > 1 and len(texts) == 1  # said once, not below each
+        galleries.append(
+            {
+                "title": title,
+                "number": f"{len(found):,}",
+                "items": [item | {"text": ""} for item in shown] if alike else shown,
+                "text": texts.pop() if alike else "",
+                "more": len(found) - len(shown),
+            }
+        )
     return galleries
 
 
