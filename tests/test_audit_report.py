@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from audited import files_task, images_of, scene, write_files
+from conftest import Toy
 
 from kaggle_kit.audit import montage, plots, sections
 from kaggle_kit.audit.after_model import look_after_model
@@ -374,6 +375,23 @@ def test_each_image_is_read_once_whatever_it_is_wanted_for(tmp_path: Path, monke
     data = base64.b64decode(pictures.alone[60].split(",")[1])
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert shown.shape == (24, 32, 3) and abs(int(shown[12, 16, 0]) - 10) < 4  # row 60 is the test's 10
+
+
+def test_files_that_can_only_be_read_whole_are_not_where_that_takes_long(
+    wide: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit = examine(wide.task, wide.data, tmp_path / "audit", Options(map_method="pca"))
+    wanted = Wanted(alone=[0], dots=set(range(48)))
+    sharp = gather_pictures(audit.opened, audit.images, wanted)
+    assert sharp.notes == () and len(sharp.dots) == 48
+    monkeypatch.setattr(montage, "MAX_WHOLE_ROWS", 20)  # one of three shards of 16 rows: that of image 0
+    coarse = gather_pictures(audit.opened, audit.images, wanted)
+    assert [note.split(":")[0] for note in coarse.notes] == ["32 pictures of train are coarse"]
+    assert set(coarse.dots) == set(sharp.dots) and coarse.alone == sharp.alone
+    same = [bool((coarse.dots[row] == sharp.dots[row]).all()) for row in range(48)]
+    assert same == [row < 16 for row in range(48)]
+    distances = [np.abs(coarse.dots[row].astype(int) - sharp.dots[row]).mean() for row in range(16, 48)]
+    assert max(distances) < 12
 
 
 def test_colours_and_shape_survive(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -162,7 +163,7 @@ def look_after_model(
         probs=probs,
         truth={head: taken.classes[head] for head in task.heads},
         heads=tuple(looks),
-        combinations=tuple(_never_right(task, taken, probs))[:COMBINATIONS],
+        combinations=tuple(islice(_never_right(task, taken, probs), COMBINATIONS)),
         findings=(*sorted(issues, key=lambda one: -one.score), *_top_losses(task, taken, probs)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +15,13 @@ from kaggle_kit.audit.opening import Opened
 from kaggle_kit.audit.pictures import SPLITS, Images
 from kaggle_kit.errors import KitError
 from kaggle_kit.pixels import Image
+from kaggle_kit.sources import Source
+from kaggle_kit.sources.wide_parquet import WideParquetSource
 from kaggle_kit.tables import rows_of
 
 MAX_ALONE = 900  # pictures of single images
 MAX_ALONE_BYTES = 9_000_000  # of these, as they stand in the page
+MAX_WHOLE_ROWS = 30_000  # of wide parquet: 137 x 236 pixels take a minute on 2 cores
 ALONE_SIDE, TILE_SIDE, DOT_SIDE = 160, 88, 64
 ACROSS = 5  # pictures side by side in a montage
 _QUALITY = {"alone": 78, "montage": 72, "sprite": 62}
@@ -67,12 +70,11 @@ def gather_pictures(opened: Opened, images: Images, wanted: Wanted) -> Pictures:
     alone: dict[int, str] = {}
     tiles: dict[int, Image] = {}
     dots: dict[int, Image] = {}
-    notes = []
+    notes: list[str] = []
     for split in SPLITS:
         rows = _rows_by_place(opened, images, split, kept | wanted.tiles | wanted.dots)
         try:
-            for place, image in opened.read(split, sorted(rows)) if rows else ():
-                row = rows[place]
+            for row, image in _read(opened, images, split, rows, kept, notes):
                 if row in kept:
                     alone[row] = picture_uri(_shrunk(to_bgr(image), (ALONE_SIDE, ALONE_SIDE)), _QUALITY["alone"])
                 if row in wanted.tiles:
@@ -92,6 +94,58 @@ def gather_pictures(opened: Opened, images: Images, wanted: Wanted) -> Pictures:
         left_out=left_out,
         notes=tuple(notes),
     )
+
+
+def _read(
+    opened: Opened, images: Images, split: Split, rows: dict[int, int], alone: set[int], notes: list[str]
+) -> Iterator[tuple[int, Image]]:
+    """Yield (row of `Images`, image) of a split; the small version where reading takes too long, which is noted.
+
+    Args:
+        opened: The sources.
+        images: With small versions.
+        split: Whose images.
+        rows: {row of the split's source: row of `Images`}.
+        alone: Rows that are shown alone: better read than those that are shown small.
+        notes: Gets a sentence where small versions are used.
+    """
+    if not rows:
+        return
+    sharp = _quickly_read(opened.sources[split], rows, alone)
+    for place, image in opened.read(split, sorted(sharp)):
+        yield rows[place], image
+    rough = [row for place, row in rows.items() if place not in sharp]
+    if rough:
+        notes.append(
+            f"{len(rough):,} pictures of {split} are coarse: these files can only be read whole, which takes long; "
+            "audit with --packed for sharp ones."
+        )
+    for row in rough:
+        yield row, _from_thumbnail(images, row)
+
+
+def _quickly_read(source: Source, rows: dict[int, int], alone: set[int]) -> set[int]:
+    """Return the rows of a source that take no long to read: all, but where row groups can only be read whole."""
+    if not isinstance(source, WideParquetSource):
+        return set(rows)
+    parts = [(part, [place for place in part if place in rows]) for part in source.parts()]
+    parts.sort(key=lambda one: -sum(rows[place] in alone for place in one[1]))
+    spent, quick = 0, set[int]()
+    for part, places in parts:
+        if places and spent + len(part) <= MAX_WHOLE_ROWS:
+            spent += len(part)
+            quick.update(places)
+    return quick
+
+
+def _from_thumbnail(images: Images, row: int) -> Image:
+    """Return the (48, 48) thumbnail, brought back to the image's shape: (H, W, 1)."""
+    import cv2
+
+    height, width = int(images.height[row]), int(images.width[row])
+    scale = min(1.0, 120 / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(images.thumbnails[row], size, interpolation=cv2.INTER_CUBIC), np.uint8)[..., None]
 
 
 def _rows_by_place(opened: Opened, images: Images, split: Split, wanted: set[int]) -> dict[int, int]:
