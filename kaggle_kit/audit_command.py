@@ -74,7 +74,7 @@ def add_audit_parsers(add: Adder) -> None:
         "--map",
         choices=("auto", "pca", "umap"),
         default="auto",
-        help="auto: UMAP where umap-learn is installed, else the two main directions (default: %(default)s)",
+        help="auto: UMAP where the extra [map] is installed, else the two main directions (default: %(default)s)",
     )
     audit.add_argument("--fast", action="store_true", help="leave out near duplicates and UMAP")
     audit.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (default: %(default)s)")

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from audited import files_task, images_of, labels_of, scene
 
+from kaggle_kit.audit import map2d
 from kaggle_kit.audit.drift import compare_splits, drift_findings
 from kaggle_kit.audit.leaks import find_leaks
 from kaggle_kit.audit.map2d import draw_map
+from kaggle_kit.errors import SettingError
 
 SCENES = [scene(seed) for seed in range(160)]
 
@@ -102,9 +104,17 @@ def test_a_map_needs_three_images(number: int, there: bool) -> None:
     assert (draw_map(images_of(SCENES[:number])) is not None) == there
 
 
+def test_umap_by_name_is_that_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map2d, "_has_umap", lambda: False)
+    with pytest.raises(SettingError, match="--map umap needs the package umap-learn"):
+        draw_map(images_of(SCENES[:3]), method="umap")
+    placed = draw_map(images_of(SCENES[:60]))
+    assert placed is not None and placed.method == "pca"
+
+
 @pytest.mark.slow
 def test_umap_is_quiet_and_the_same_for_the_same_seed() -> None:
-    pytest.importorskip("umap")
+    pytest.importorskip("umap", reason="UMAP needs umap-learn, which the extra map brings")
     first, second = (draw_map(images_of(SCENES[:60]), method="umap", seed=1) for _ in range(2))
     assert first is not None
     assert second is not None

@@ -32,7 +32,7 @@ from kaggle_kit.audit.duplicates import Duplicates, duplicate_findings, find_dup
 from kaggle_kit.audit.findings import KINDS, Finding
 from kaggle_kit.audit.folder import EDITS, save_audit, start_folder
 from kaggle_kit.audit.leaks import Leak, find_leaks
-from kaggle_kit.audit.map2d import Map, Method, draw_map
+from kaggle_kit.audit.map2d import Map, Method, check_method, draw_map
 from kaggle_kit.audit.opening import Opened, id_findings, open_splits
 from kaggle_kit.audit.pictures import SPLITS, Images
 from kaggle_kit.audit.quality import quality_findings
@@ -200,7 +200,9 @@ def examine(
 
     Raises:
         DataError: When the label file or the train images cannot be opened, or the folder holds something else.
+        SettingError: When UMAP is asked for by name and is not installed.
     """
+    check_method((options or Options()).map_method)
     clock = _Clock(say)
     audit = _check(_look(task, data, out, options or Options(), clock), clock)
     save_audit(audit)

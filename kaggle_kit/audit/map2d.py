@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from kaggle_kit.audit.components import principal_components, thumbnail_vectors
 from kaggle_kit.audit.pictures import Images
+from kaggle_kit.errors import SettingError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -49,18 +50,23 @@ def draw_map(images: Images, *, embeddings: Floats | None = None, method: Method
     Args:
         images: All images; at most 20,000 are placed, 10,000 by UMAP, drawn from train and test alike.
         embeddings: (N, D) of a model, rows of NaN where there is none; None: the thumbnails are compared.
-        method: `auto`: UMAP where the package is installed.
+        method: `auto`: UMAP where the package is installed; `umap`: that or an error.
         seed: Of what is drawn, and of UMAP.
 
     Returns:
         The map; None where fewer than 3 images can be read.
+
+    Raises:
+        SettingError: When UMAP is asked for and is not installed.
     """
+    check_method(method)
     usable = images.readable if embeddings is None else images.readable & np.isfinite(embeddings).all(axis=1)
     rows = np.flatnonzero(usable)
     if len(rows) < FEWEST["pca"]:
         return None
-    installed = importlib.util.find_spec("umap") is not None
-    chosen: Literal["pca", "umap"] = "umap" if method != "pca" and installed and len(rows) >= FEWEST["umap"] else "pca"
+    chosen: Literal["pca", "umap"] = (
+        "umap" if method != "pca" and _has_umap() and len(rows) >= FEWEST["umap"] else "pca"
+    )
     if len(rows) > MAX_SHOWN[chosen]:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_SHOWN[chosen], replace=False))
     vectors = thumbnail_vectors(images.thumbnails, rows) if embeddings is None else embeddings[rows]
@@ -72,6 +78,20 @@ def draw_map(images: Images, *, embeddings: Floats | None = None, method: Method
     made_from: Literal["thumbnails", "embeddings"] = "thumbnails" if embeddings is None else "embeddings"
     x, y = _scaled(places[:, 0]), _scaled(places[:, 1])
     return Map(rows=rows, x=x, y=y, method=chosen, made_from=made_from, text=_how_to_read(chosen, made_from))
+
+
+def check_method(method: Method) -> None:
+    """Refuse UMAP where it is asked for by name and not installed: before hours are spent on images.
+
+    Raises:
+        SettingError: As said.
+    """
+    if method == "umap" and not _has_umap():
+        raise SettingError("--map umap needs the package umap-learn; pip install 'kaggle_kit[map]', or take --map pca")
+
+
+def _has_umap() -> bool:
+    return importlib.util.find_spec("umap") is not None
 
 
 def _umap(vectors: Floats, seed: int) -> Floats:
