@@ -121,8 +121,8 @@ def test_a_process_that_hangs_is_stopped_and_what_it_finished_counts(
     child_that(monkeypatch, when="len(results.batches) == 3", how="import signal; os.kill(os.getpid(), signal.SIGSTOP)")
     said: list[str] = []
     started = time.monotonic()
-    assert submit(bundle, data, out, time_limit_s=12.0, say=said.append) == 0
-    assert time.monotonic() - started < 12.0
+    assert submit(bundle, data, out, time_limit_s=20.0, say=said.append) == 0
+    assert time.monotonic() - started < 20.0
     assert said[0] == "WARNING prediction was stopped at the limit; writing what there is"
     assert "3 of 9 images have the class priors" in said[1]
     decided = read_submission(trained[0].task, out)[1]
