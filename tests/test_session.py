@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,9 @@ def test_only_processes_of_this_work_folder_are_left_overs(tmp_path: Path) -> No
     roots = [tmp_path / "work" / "hidden", tmp_path / "work2" / "hidden"]
     children = [subprocess.Popen(["sleep", "60"], env={**os.environ, "KAGGLE_KIT_ROOT": str(root)}) for root in roots]
     try:
+        for child in children:  # just started, a process has no environment of its own for a moment
+            while b"KAGGLE_KIT_ROOT=" not in Path(f"/proc/{child.pid}/environ").read_bytes():
+                time.sleep(0.01)
         assert kill_leftovers(tmp_path / "work") == 1
         assert children[0].wait(10) < 0 and children[1].poll() is None
     finally:
