@@ -1,16 +1,16 @@
 """Run folders: what a training left behind, and where.
 
-RUN/run.json                    task, settings, data, folds and scores
-RUN/folds.parquet               the folds it was trained on
-RUN/edits.jsonl                 the edits of labels it was trained with, where there are any
-RUN/oof.npz                     out-of-fold predictions of all trained folds
-RUN/fold0/best.safetensors      and oof.npz, history.csv; everything/best.safetensors of a training on everything
-RUN/run.html                    what a person looks at
+    RUN/run.json                    task, settings, data, folds and scores
+    RUN/folds.parquet               the folds it was trained on
+    RUN/edits.jsonl                 the edits of labels it was trained with, where there are any
+    RUN/oof.npz                     out-of-fold predictions of all trained folds
+    RUN/fold0/best.safetensors      and oof.npz, history.csv; everything/best.safetensors of a training on everything
+    RUN/run.html                    what a person looks at
 
 A run that was adopted, with models from elsewhere, holds run.json, folds.parquet and oof.npz likewise, and
 
-RUN/fold0/member.onnx           stored images in, probabilities out; everything/member.onnx of a model of all images
-RUN/adopted.json                how the models read images, and how well they repeat their predictions
+    RUN/fold0/member.onnx           stored images in, probabilities out; everything/member.onnx of a model of all images
+    RUN/adopted.json                how the models read images, and how well they repeat their predictions
 """
 
 from __future__ import annotations

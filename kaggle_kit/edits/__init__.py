@@ -1,9 +1,9 @@
 """What a person decided about images: `edits.jsonl`, one JSON object a line, appended and never rewritten.
 
-{"key": ..., "at": ..., "by": "ann", "action": "relabel", "id": "Train_1", "head": "root", "value": "17"}
-{"key": ..., "at": ..., "by": "ann", "action": "drop", "id": "Train_2", "why": "equals Train_1"}
-{"key": ..., "at": ..., "by": "ann", "action": "keep", "id": "Train_3", "why": "right as it is"}
-{"key": ..., "at": ..., "by": "ann", "action": "undo", "of": KEY}
+    {"key": ..., "at": ..., "by": "ann", "action": "relabel", "id": "Train_1", "head": "root", "value": "17"}
+    {"key": ..., "at": ..., "by": "ann", "action": "drop", "id": "Train_2", "why": "equals Train_1"}
+    {"key": ..., "at": ..., "by": "ann", "action": "keep", "id": "Train_3", "why": "right as it is"}
+    {"key": ..., "at": ..., "by": "ann", "action": "undo", "of": KEY}
 
 A later line wins over an earlier one about the same image and head, and of `drop` and `keep` about the same image.
 The data's own files stay as they are: labels are read, and then edited.

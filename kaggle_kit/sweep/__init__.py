@@ -1,10 +1,10 @@
 """Search for settings by Optuna: workers, here and on other machines, share one study and its trials.
 
-OUT/study.db           the study, where no other database is given
-OUT/trial_0007         a trial's run, like any other: `kaggle-kit runs OUT` compares them
-OUT/trials.csv         every trial: state, score, settings, who ran it
-OUT/best.yaml          the best trial's settings, and the command that trains them again
-OUT/sweep.png          scores over trials, and which settings made them differ
+    OUT/study.db           the study, where no other database is given
+    OUT/trial_0007         a trial's run, like any other: `kaggle-kit runs OUT` compares them
+    OUT/trials.csv         every trial: state, score, settings, who ran it
+    OUT/best.yaml          the best trial's settings, and the command that trains them again
+    OUT/sweep.png          scores over trials, and which settings made them differ
 
 Pruning: at every tenth of a trial's training, after the third, the best score so far of its first fold is compared
 with the median of the complete trials at the same tenth; a trial below it ends. Tenths and not epochs, because
