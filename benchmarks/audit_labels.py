@@ -44,15 +44,21 @@ def trained_run(sample: Sample, work: Path, *, model: str, epochs: int, seed: in
     store = pack_train(resolve_stored(task, sample.data), sample.data, work / "packed")
     duplicates = store.duplicate_groups()[rows_of(labels.ids, store.ids)]
     folds = make_folds(labels, "stratified", num_folds=NUM_FOLDS, seed=seed, duplicates=duplicates)
-    config = TrainConfig(
+    config = train_config(model=model, epochs=epochs, seed=seed)
+    return train_run(task, config, data=sample.data, folds=folds, out=out, packed=store.folder)
+
+
+def train_config(*, model: str, epochs: int, seed: int, edits: str | None = None) -> TrainConfig:
+    """Return how the sample is trained on."""
+    return TrainConfig(
         model=ModelConfig(name=model, input_size=(80, 112)),
         optim=OptimConfig(lr=4e-3),
         loader=LoaderConfig(batch_size=32),
         epochs=epochs,
         augment="letters",  # a mirrored digit is none
+        edits=edits,
         seed=seed,
     )
-    return train_run(task, config, data=sample.data, folds=folds, out=out, packed=store.folder)
 
 
 def planted_wrong(sample: Sample) -> set[str]:
