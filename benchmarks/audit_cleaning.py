@@ -3,10 +3,11 @@
     python benchmarks/audit_cleaning.py --work DIR [--seeds 0,1,2] [--epochs 30] [--model test_resnet]
 
 Makes the sample `ships` of each seed, trains five folds on it as it is, audits it with that run, and accepts all that
-the audit lists, without a look: every suggested class is taken, of duplicates the first image is kept whose label nobody
-questions, and gray, nearly empty and broken images are dropped. The same five-fold training follows on the edited
-labels. Both are scored on the sample's hidden test, which is clean. The record of what was planted is not read. Twenty
-minutes a seed on one core; what lies in DIR already (`audit_labels.py` makes the first runs too) is taken as it is.
+the audit lists, without a look: every suggested class is taken, of duplicates the first image is kept whose label
+nobody questions, and gray, nearly empty and broken images are dropped. The same five-fold training follows on the
+edited labels. Both are scored on the sample's hidden test, which is clean. The record of what was planted is not read.
+Twenty minutes a seed on one core; what lies in DIR already (`audit_labels.py` makes the first runs too) is taken as it
+is.
 """
 
 from __future__ import annotations
