@@ -15,7 +15,31 @@ from typing import Literal
 
 from kaggle_kit.errors import DataError, KitError, some_of
 
+Lock = Literal["ours", "another's", "nobody's"]
 _Use = Literal["unfinished", "replaced"]  # what a temporary folder beside NAME is for: .NAME.USE.RANDOM
+
+
+def lock(handle: int, *, wait: bool) -> Lock:
+    """Lock an open file or folder until it is closed or its process ends, however that comes.
+
+    Args:
+        handle: What `os.open` gave.
+        wait: Whether to wait until no other process holds the lock.
+
+    Returns:
+        Who holds it now: this process, another, or nobody where there are no locks (Windows, some network disks).
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return "nobody's"
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return "another's"
+    except OSError:
+        return "nobody's"
+    return "ours"
 
 
 @contextmanager
@@ -146,7 +170,7 @@ def _temporary_beside(folder: Path, use: _Use) -> Iterator[Path]:
 def _make_locked(folder: Path, use: _Use) -> tuple[Path, int | None]:
     while True:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.{use}."))
-        handle = _lock(temporary, wait=True)
+        handle = _lock_folder(temporary, wait=True)
         if temporary.exists():
             return temporary, handle
         if handle is not None:  # another process swept it away before it was locked
@@ -157,7 +181,8 @@ def _sweep(folder: Path, use: _Use) -> None:
     """Discard the temporary folders of killed processes; what cannot be locked or deleted stays."""
     prefix = f".{folder.name}.{use}."
     for path in folder.parent.glob(f"{glob.escape(prefix)}*"):
-        handle = None if "." in path.name[len(prefix) :] else _lock(path, wait=False)  # a dot: of a folder NAME.USE
+        of_another = "." in path.name[len(prefix) :]  # of a folder NAME.USE
+        handle = None if of_another else _lock_folder(path, wait=False)
         if handle is None:
             continue
         try:
@@ -175,19 +200,13 @@ def _discard(temporary: Path, folder: Path, use: _Use) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _lock(folder: Path, *, wait: bool) -> int | None:
+def _lock_folder(folder: Path, *, wait: bool) -> int | None:
     """Return a handle that locks a folder until it is closed or its process ends; None where that cannot be had."""
     try:
-        import fcntl
-    except ImportError:  # no Unix: nothing is locked, so nothing is swept
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:  # as on Windows, which opens no folders: nothing is locked there, so nothing is swept
         return None
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+    if lock(handle, wait=wait) == "ours":
+        return handle
+    os.close(handle)
+    return None

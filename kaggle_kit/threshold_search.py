@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,6 @@ from kaggle_kit.decision import HeadRule
 from kaggle_kit.decision_search import EPSILON, Floats, Mask
 from kaggle_kit.errors import PredictionError
 from kaggle_kit.task import Metric
-
-ManyMetric = Literal["macro_f1", "micro_f1", "samples_f1"]
 
 FITTABLE: tuple[Metric, ...] = ("macro_f1", "micro_f1", "weighted_f1", "accuracy")  # recall is best where all is said
 _EDGE = 2e-3  # thresholds reach this far beyond 0 and 1: a class may be said always, or never
@@ -39,34 +37,16 @@ def threshold_fitter(metric: Metric, truth: npt.NDArray[Any], probs: npt.NDArray
     return fit
 
 
-def decide_many(probs: npt.NDArray[Any], thresholds: npt.NDArray[Any]) -> Mask:
-    """Return (N, C) True where a multi-label head says a class: its probability reaches the class's threshold.
-
-    Args:
-        probs: (N, C) in [0, 1].
-        thresholds: (C,); above 1 for a class that is never said.
-
-    Raises:
-        PredictionError: When there are not as many thresholds as classes, or probabilities are outside [0, 1].
-    """
-    if probs.ndim != 2 or thresholds.shape != probs.shape[1:]:
-        raise PredictionError(
-            f"probs have shape {probs.shape} and thresholds {thresholds.shape}; expected (N, C) and (C,): "
-            "decide with the thresholds that were fitted for these classes"
-        )
-    _refuse_logits(probs)
-    return np.asarray(probs >= thresholds)
-
-
-def best_thresholds(metric: ManyMetric | Metric, truth: Mask, probs: npt.NDArray[Any]) -> Floats:
+def best_thresholds(metric: Metric, truth: Mask, probs: npt.NDArray[Any]) -> Floats:
     """Return the (C,) thresholds that serve a metric of multi-label decisions best on these rows.
 
     One threshold a class, exact for macro_f1, weighted_f1 and micro_f1. For accuracy each class by itself is right as
-    often as can be, which need not make whole rows right. samples_f1 gets the best threshold common to all classes. A
-    class that is never true goes by 0.5 under macro_f1 and weighted_f1, and is never said under micro_f1.
+    often as can be, which need not make whole rows right. A class that is never true goes by 0.5 under macro_f1 and
+    weighted_f1, and is never said under micro_f1.
 
     Args:
-        metric: As scikit-learn's `f1_score` with this average and `zero_division=0`, or `accuracy_score`.
+        metric: One of `FITTABLE`, as scikit-learn's `f1_score` with this average and `zero_division=0`, or
+            `accuracy_score`.
         truth: (N, C).
         probs: (N, C) in [0, 1].
 
@@ -75,11 +55,9 @@ def best_thresholds(metric: ManyMetric | Metric, truth: Mask, probs: npt.NDArray
 
     Source: for micro_f1, Dinkelbach 1967, "On nonlinear fractional programming".
     """
-    check_many(truth, probs)
+    _check(truth, probs)
     if not truth.any():
         return np.full(probs.shape[1], 0.5)
-    if metric == "samples_f1":
-        return np.full(probs.shape[1], _common_threshold(truth, probs))
     orders = [np.argsort(-column, kind="stable") for column in probs.T]
     ranked = [column[order] for column, order in zip(probs.T, orders, strict=True)]
     hits = [np.cumsum(np.append(0, column[order])) for column, order in zip(truth.T, orders, strict=True)]  # of k said
@@ -98,17 +76,6 @@ def best_thresholds(metric: ManyMetric | Metric, truth: Mask, probs: npt.NDArray
     return np.array([threshold for threshold, _ in cuts])
 
 
-def _common_threshold(truth: Mask, probs: npt.NDArray[Any]) -> float:
-    """Return the one threshold with the best mean F1 of a row."""
-    order = np.argsort(-probs, axis=1, kind="stable")
-    hits = np.cumsum(np.take_along_axis(truth, order, axis=1), axis=1)  # (N, C): right among the k + 1 most probable
-    f1 = 2 * hits / (np.arange(1, probs.shape[1] + 1) + truth.sum(axis=1, keepdims=True))
-    gained = np.diff(f1, axis=1, prepend=0.0).ravel()
-    ranked = np.take_along_axis(probs, order, axis=1).ravel()
-    by_prob = np.argsort(-ranked, kind="stable")
-    return _cut(ranked[by_prob], np.cumsum(np.append(0.0, gained[by_prob])) / len(probs))[0]
-
-
 def _cut(ranked: npt.NDArray[Any], values: Floats) -> tuple[float, int]:
     """Return the threshold that says the first k of (N,) falling probabilities, and k, for the best values[k]."""
     edges = np.concatenate([[1 + _EDGE], ranked.astype(np.float64), [-_EDGE]])
@@ -118,20 +85,12 @@ def _cut(ranked: npt.NDArray[Any], values: Floats) -> tuple[float, int]:
     return float(edges[k] + edges[k + 1]) / 2, k
 
 
-def check_many(truth: Mask, probs: npt.NDArray[Any]) -> None:
-    """Refuse probabilities that are not as many as the truth's labels, or not within [0, 1].
-
-    Raises:
-        PredictionError: Naming the first row.
-    """
+def _check(truth: Mask, probs: npt.NDArray[Any]) -> None:
+    """Refuse probabilities that are not as many as the truth's labels, or not within [0, 1]."""
     if probs.shape != truth.shape:
         raise PredictionError(
             f"probs have shape {probs.shape}; expected {truth.shape} as the truth: pass one probability for each label"
         )
-    _refuse_logits(probs)
-
-
-def _refuse_logits(probs: npt.NDArray[Any]) -> None:
     wrong = ~((probs >= 0) & (probs <= 1)).all(axis=1)
     if wrong.any():
         row = int(np.argmax(wrong))

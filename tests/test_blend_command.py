@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Toy, make_wide, random_run
 
-from kaggle_kit.blending.costs import Costs, write_costs
+from kaggle_kit.blending.costs import Costs
 from kaggle_kit.cli import main
 from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
@@ -40,8 +40,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 def costs_file(folder: Path, **seconds: float) -> str:
-    write_costs(Costs(seconds=seconds, device="Tesla T4"), folder / "costs.json")
-    return str(folder / "costs.json")
+    path = folder / "costs.json"
+    path.write_text(json.dumps({"format": 1, "kind": "costs", "device": "Tesla T4", "runs": seconds}))
+    return str(path)
 
 
 def command(runs: list[Run], out: Path, *asked: str) -> list[str]:

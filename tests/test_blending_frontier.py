@@ -122,9 +122,9 @@ def test_a_subset_scores_what_its_mean_scores_in_all_and_without_each_part(metri
     scores = scores_of(pool)
     for some in every_subset(pool.names):
         subset = frozenset(pool.names.index(name) for name in some)
-        assert scores.value(scores.goodness(subset)) == pytest.approx(mean_score(pool, some))
+        assert scores.value(scores.measure([subset])[0, 0]) == pytest.approx(mean_score(pool, some))
         for part, number in enumerate(np.unique(pool.parts)):
-            found = scores.value(scores.goodness(subset, without=part))
+            found = scores.value(scores.measure([subset])[0, 1 + part])
             assert found == pytest.approx(mean_score(pool, some, pool.parts != number))
 
 
@@ -134,7 +134,7 @@ def test_subsets_of_multilabel_heads_score_what_their_mean_scores(metric: Metric
     scores = scores_of(pool)
     for some in every_subset(pool.names):
         subset = frozenset(pool.names.index(name) for name in some)
-        assert scores.value(scores.goodness(subset)) == pytest.approx(mean_score(pool, some))
+        assert scores.value(scores.measure([subset])[0, 0]) == pytest.approx(mean_score(pool, some))
 
 
 @pytest.mark.parametrize(("metric", "num_runs"), [("macro_recall", 6), ("log_loss", 5), ("quadratic_kappa", 3)])

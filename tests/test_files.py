@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
+import errno
 import multiprocessing
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kaggle_kit.errors import BundleError
-from kaggle_kit.files import put_folder, replacing_folder
+from kaggle_kit.files import lock, put_folder, replacing_folder
 
 OWN = ("a.txt", "b.txt")
 WAITING = """
@@ -177,15 +181,50 @@ def test_a_swap_that_fails_puts_the_earlier_folder_back(
     assert (folder / "a.txt").read_text() == "earlier" and beside(folder) == ["finished"]
 
 
-def test_where_folders_cannot_be_locked_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def without_fcntl(monkeypatch: pytest.MonkeyPatch) -> None:
     find = builtins.__import__
 
-    def without_fcntl(name: str, *arguments: Any, **options: Any) -> Any:
+    def find_others(name: str, *arguments: Any, **options: Any) -> Any:
         if name == "fcntl":
             raise ImportError(name)
         return find(name, *arguments, **options)
 
+    monkeypatch.setattr(builtins, "__import__", find_others)
+
+
+def test_a_lock_is_held_until_its_handle_is_closed(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    with opened(tmp_path) as first, opened(tmp_path) as second:
+        assert lock(first, wait=False) == "ours"
+        assert lock(second, wait=False) == "another's"
+    with opened(tmp_path) as third:
+        assert lock(third, wait=True) == "ours"
+
+
+def test_where_there_are_no_locks_they_are_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def fail(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with opened(tmp_path) as handle:
+        monkeypatch.setattr(fcntl, "flock", fail)
+        assert lock(handle, wait=False) == lock(handle, wait=True) == "nobody's"
+        without_fcntl(monkeypatch)
+        assert lock(handle, wait=False) == "nobody's"
+
+
+def test_where_folders_cannot_be_locked_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".out.unfinished.abcdefgh").mkdir()
-    monkeypatch.setattr(builtins, "__import__", without_fcntl)
+    without_fcntl(monkeypatch)
     write(tmp_path / "out")
     assert beside(tmp_path / "out") == [".out.unfinished.abcdefgh"]

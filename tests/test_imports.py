@@ -59,7 +59,6 @@ LAYERS = (
         "shift_effect",
         "standings",
         "threshold_search",
-        "thresholds",
         "train",
         "trust",
     ),

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kaggle_kit.errors import DataError, SettingError, did_you_mean, some_of
-from kaggle_kit.files import replacing
 from kaggle_kit.pixels import Image
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.runs import Run
+from kaggle_kit.runtime.bench import COSTS_FORMAT, COSTS_KIND
 
 if TYPE_CHECKING:
     from kaggle_kit.runtime.backends import OnnxSession
 
-FORMAT = 1
-KIND = "costs"
 _EXAMPLE = '{"format": 1, "kind": "costs", "device": "Tesla T4", "runs": {"resnet18": 0.0031, "convnext": 0.0123}}'
 MEASURED_S = 1.5  # of a run, once it is warm
 _EXPECTED = f"expected, by the names of the runs' folders, what images take in seconds: {_EXAMPLE}"
@@ -54,15 +52,8 @@ class Costs:
                 raise SettingError(f"run {name!r} takes {value!r} seconds an image; expected a finite number above 0")
 
 
-def write_costs(costs: Costs, path: Path) -> None:
-    """Write costs as JSON, atomically."""
-    values = {"format": FORMAT, "kind": KIND, "device": costs.device, "runs": costs.seconds}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
 def read_costs(path: Path, names: Sequence[str]) -> Costs:
-    """Read what `write_costs` wrote, here or on the machine that will run the kernel.
+    """Read what `kaggle-kit bench --costs` wrote, here or on the machine that will run the kernel.
 
     The file is `{"format": 1, "kind": "costs", "device": "Tesla T4", "runs": {"run name": 0.0123}}`: for each run the
     seconds that an image takes, all of its fold models together. Runs are named as their folders are.
@@ -99,9 +90,10 @@ def _read_values(path: Path) -> tuple[Mapping[str, float], str]:
     except ValueError as error:
         raise SettingError(f"{path} is not JSON ({error}); {_EXPECTED}") from None
     found = (values.get("kind"), values.get("format")) if isinstance(values, dict) else (None, None)
-    if found != (KIND, FORMAT):
+    if found != (COSTS_KIND, COSTS_FORMAT):
         raise SettingError(
-            f"{path} is of kind {found[0]!r} and format {found[1]!r}, rather than {KIND!r} and {FORMAT}; {_EXPECTED}"
+            f"{path} is of kind {found[0]!r} and format {found[1]!r}, rather than {COSTS_KIND!r} and {COSTS_FORMAT}; "
+            f"{_EXPECTED}"
         )
     seconds, device = values.get("runs"), values.get("device")
     if not isinstance(seconds, dict) or not isinstance(device, str) or not device:

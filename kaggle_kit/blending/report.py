@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 import kaggle_kit
 from kaggle_kit.blending.diversity import Dispute, Diversity, Dropped, Opinion, where_they_disagree
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from kaggle_kit.blending.prefixes import Shortfall
     from kaggle_kit.ensemble import Blend, Prefix
 
-Floats = npt.NDArray[np.float64]
 
 NUM_DISPUTES = 20
 _MOST_STEPS = 3  # strategies of a head that are shown at once, beside the start and what is used

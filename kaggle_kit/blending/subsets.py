@@ -75,15 +75,6 @@ class SubsetScores:
         """Return the metric of a goodness."""
         return -goodness if self.metric in LOWER_IS_BETTER else goodness
 
-    def goodness(self, subset: Subset, *, without: int | None = None) -> float:
-        """Return the goodness of the mean of a subset.
-
-        Args:
-            subset: Numbers of at least one run.
-            without: The number of a part whose rows are left out; None: all rows count.
-        """
-        return float(self.measure([subset])[0, 0 if without is None else 1 + without])
-
     def measure(self, several: Sequence[Subset]) -> Floats:
         """Return (K, 1 + P) goodness of the means of K subsets: of all rows, and without each part.
 

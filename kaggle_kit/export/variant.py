@@ -38,11 +38,6 @@ class Variant:
             if value is not None and not 0 <= value <= 1:
                 raise SettingError(f"`{name}` is {value}; expected 0 to 1")
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether members answer as their runs do."""
-        return not (self.tta or self.derive_from) and self.precision == "fp32"
-
     def limits(self, kind: Kind) -> Limits:
         """Return what a change may cost, as asked for or as is usual."""
         usual = LIMITS[kind]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kaggle_kit.errors import RehearsalError, brief
-from kaggle_kit.files import replacing
+from kaggle_kit.files import lock, replacing
 from kaggle_kit.platform.profiles import ImageProfile
 from kaggle_kit.settings import fingerprint
 
@@ -227,14 +227,9 @@ def _alone(folder: Path, say: Callable[[str], object]) -> Iterator[None]:
     except OSError as error:
         raise RehearsalError(f"{folder} cannot be made ({error.strerror or error}); choose another folder") from None
     try:
-        with contextlib.suppress(ImportError):  # no Unix: nobody is kept out
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say(f"another process is making {folder}; waiting for it")
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        if lock(handle, wait=False) == "another's":
+            say(f"another process is making {folder}; waiting for it")
+            lock(handle, wait=True)
         yield
     finally:
         os.close(handle)

@@ -18,7 +18,7 @@ from kaggle_kit.errors import KaggleError
 from kaggle_kit.files import replacing
 from kaggle_kit.platform.client import Client, DatasetState
 from kaggle_kit.platform.contents import STATE_FILE, read_contents, staged
-from kaggle_kit.platform.metadata import DatasetMetadata, dataset_problems, read_dataset, read_kernel
+from kaggle_kit.platform.metadata import DatasetMetadata, read_dataset, read_kernel
 from kaggle_kit.platform.polling import Clock, wait_until
 from kaggle_kit.settings import build, plain
 
@@ -48,11 +48,6 @@ class Change:
 
     publication: Publication
     did: Deed
-
-
-def publication_problems(folder: Path) -> list[str]:
-    """Return every reason not to publish a folder, a line each: metadata, names, secrets."""
-    return [*dataset_problems(folder), *(read_contents(folder).problems if folder.is_dir() else ())]
 
 
 def publish(

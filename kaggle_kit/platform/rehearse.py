@@ -139,11 +139,6 @@ class Rehearsal:
         return self.last.peak_memory_gb
 
     @property
-    def peak_disk_gb(self) -> float:
-        """The most that the working folder took."""
-        return self.last.peak_disk_gb
-
-    @property
     def log(self) -> Path:
         """The kernel's output."""
         return self.last.log

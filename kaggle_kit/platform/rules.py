@@ -9,7 +9,6 @@ import html
 import re
 import unicodedata
 
-PACKAGE = "kaggle 2.2.5"
 CREDENTIALS_PAGE = "https://www.kaggle.com/settings/api"
 
 DATASET_METADATA = "dataset-metadata.json"

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from kaggle_kit.errors import RehearsalError
+from kaggle_kit.files import lock
 from kaggle_kit.platform.processes import kill_leftovers
 
 MARKER = ".kaggle-kit-rehearsal"
@@ -34,23 +34,10 @@ def claimed(work: Path) -> Iterator[tuple[Path, int]]:
         raise RehearsalError(f"{work} is not empty and no rehearsal; choose another folder")
     work.mkdir(parents=True, exist_ok=True)
     with marker.open("a", encoding="utf-8") as held:
-        if not _lock(held):
+        if lock(held.fileno(), wait=False) == "another's":
             raise RehearsalError(f"another rehearsal runs in {work}; wait for it, or give another folder with --work")
         left = kill_leftovers(work)
         for path in work.iterdir():
             if path.name != MARKER:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         yield work.resolve(), left
-
-
-def _lock(file: IO[str]) -> bool:
-    """Lock an open file until it is closed or its process ends; return whether nobody else holds it."""
-    try:
-        import fcntl
-    except ImportError:  # no Unix: nothing is locked
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -40,11 +40,6 @@ class Predicted:
     num_cut: int = 0
     timings: Timings = field(default_factory=Timings)
 
-    @property
-    def seconds(self) -> float:
-        """Wall time of going through the images."""
-        return self.timings.seconds
-
 
 class Answers:
     """What becomes of a bundle's probabilities; needs no session."""

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import KitError
-from kaggle_kit.files import replacing
+from kaggle_kit.files import lock, replacing
 from kaggle_kit.predictions import Probs
 from kaggle_kit.tables import Text
 
@@ -296,17 +296,9 @@ def _reserve(handle: int, size: int) -> None:
 def _lock(path: Path) -> int:
     """Return a handle that keeps other processes out for as long as this one lives."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        import fcntl
-    except ImportError:  # no Unix: nobody is kept out
-        return handle
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if lock(handle, wait=False) == "another's":
         os.close(handle)
-        raise KitError(
-            f"another process is predicting into {path.parent}; wait for it, or give another --out"
-        ) from None
+        raise KitError(f"another process is predicting into {path.parent}; wait for it, or give another --out")
     return handle
 
 

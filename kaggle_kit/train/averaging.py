@@ -92,11 +92,6 @@ class Swa(_Average):
         return num_updates / (num_updates + 1)
 
 
-def has_batch_norm(network: nn.Module) -> bool:
-    """Return whether a network has BatchNorm layers with running statistics."""
-    return bool(_batch_norms(network))
-
-
 @torch.no_grad()
 def recompute_batch_norm(network: nn.Module, batches: Iterable[torch.Tensor], *, device: torch.device) -> bool:
     """Give BatchNorm layers the statistics of one pass over images, for weights that were averaged.

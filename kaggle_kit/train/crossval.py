@@ -230,6 +230,37 @@ def claimed_by_first(fabric: Any, out: Path, plan: dict[str, Any], *, overwrite:
         yield
 
 
+def job_of(
+    task: Task, config: TrainConfig, ready: TrainData, fold: int, folder: Path, *, keep: Weights = "raw"
+) -> FoldJob:
+    """Return what training a fold, -1 for everything, is asked to do.
+
+    Args:
+        task: As `prepare` gave it.
+        config: The settings.
+        ready: As `prepare` gave it.
+        fold: Its number.
+        folder: Where its files go.
+        keep: Which weights to keep where nothing validates.
+
+    Raises:
+        KitError: When heads cannot be derived as the settings ask.
+    """
+    derive_from = config.model.derive_from
+    return FoldJob(
+        task=task,
+        config=config,
+        source=ready.source,
+        labels=ready.by_row,
+        train_rows=ready.train_rows(fold),
+        valid_rows=ready.valid_rows(fold),
+        fold=fold,
+        folder=folder,
+        derivation=derivation_of(task, ready.labels, derive_from) if derive_from else None,
+        keep=keep,
+    )
+
+
 def train_one(
     task: Task,
     config: TrainConfig,
@@ -260,18 +291,7 @@ def train_one(
     Raises:
         KitError: When training cannot go on.
     """
-    job = FoldJob(
-        task=task,
-        config=config,
-        source=ready.source,
-        labels=ready.by_row,
-        train_rows=ready.train_rows(fold),
-        valid_rows=ready.valid_rows(fold),
-        fold=fold,
-        folder=fold_folder(out, fold),
-        derivation=derivation_of(task, ready.labels, config.model.derive_from) if config.model.derive_from else None,
-        keep=keep,
-    )
+    job = job_of(task, config, ready, fold, fold_folder(out, fold), keep=keep)
     leaking = int(ready.leaking(fold).sum())
     if leaking:
         say(f"{job.title}: {leaking:,} added images equal validation images and are left out")

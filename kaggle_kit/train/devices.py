@@ -45,7 +45,7 @@ def make_fabric(config: TrainConfig) -> Any:
         precision=PRECISIONS[precision],
     )
     fabric.launch()
-    # A CPU takes many times as long for numbers below 1e-38, which weights and Adam's averages of dead channels sink to.
+    # A CPU takes many times as long for numbers below 1e-38, to which Adam's averages of dead channels sink.
     torch.set_flush_denormal(True)
     return fabric
 

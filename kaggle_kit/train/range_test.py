@@ -16,11 +16,9 @@ from kaggle_kit.folds import Folds
 from kaggle_kit.progress import progress_bar
 from kaggle_kit.task import Task
 from kaggle_kit.train.config import LogConfig, TrainConfig
-from kaggle_kit.train.crossval import check_batch_size, prepare
+from kaggle_kit.train.crossval import check_batch_size, job_of, prepare
 from kaggle_kit.train.data import Batch, make_loader
 from kaggle_kit.train.devices import make_fabric
-from kaggle_kit.train.heads import derivation_of
-from kaggle_kit.train.job import FoldJob
 from kaggle_kit.train.losses import soft_targets
 from kaggle_kit.train.lr_find import LrFind, find_lr
 from kaggle_kit.train.training import Training, assemble
@@ -62,20 +60,8 @@ def find_training_lr(
     if not 0 <= fold < max(1, ready.folds.num_folds):
         raise SettingError(f"`fold` is {fold}; the fold file has folds 0 to {ready.folds.num_folds - 1}")
     check_batch_size(config, ready, [fold], num_ranks=fabric.world_size)
-    derive_from = config.model.derive_from
     with tempfile.TemporaryDirectory() as folder:
-        job = FoldJob(
-            task=task,
-            config=config,
-            source=ready.source,
-            labels=ready.by_row,
-            train_rows=ready.train_rows(fold),
-            valid_rows=ready.valid_rows(fold),
-            fold=fold,
-            folder=Path(folder),
-            derivation=derivation_of(task, ready.labels, derive_from) if derive_from else None,
-        )
-        training = assemble(job, fabric)
+        training = assemble(job_of(task, config, ready, fold, Path(folder)), fabric)
         training.enter_epoch(0)
         steps = itertools.count()
 

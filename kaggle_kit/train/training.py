@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from kaggle_kit.errors import CheckpointError
@@ -36,7 +35,6 @@ from kaggle_kit.train.record import FoldRecord, Standing
 from kaggle_kit.train.sampling import row_weights
 from kaggle_kit.train.state import STATE, load_state, save_state
 
-Ints = npt.NDArray[np.int64]
 # A kill costs at most so much work: the state is also saved between the ends of epochs.
 SAVE_EVERY_S = 600.0
 PASS_SHARE = 0.5  # a pass for BatchNorm statistics takes about a third of an epoch, which has a backward pass too
