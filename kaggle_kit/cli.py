@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
         """Print one line and exit with 2."""
         unknown = message.startswith("unrecognized arguments")
         setting = re.search(r": --([a-z_.]+)[= ](\S+)", message) if unknown else None
-        hint = f"; settings are written {setting[1]}={setting[2]}, without dashes" if setting else ""
+        hint = f"; where a command takes settings, write {setting[1]}={setting[2]}, without dashes" if setting else ""
         self.exit(commands.USER_CAN_MEND, f"kaggle-kit: {message}{hint}; see {self.prog} --help\n")
 
 

@@ -50,6 +50,7 @@ def sample(options: argparse.Namespace) -> tuple[Result, int]:
 
     made = make_sample(options.kind, options.folder, seed=options.seed)
     print(f"{made.data}: what the competitor sees; {made.hidden}: the hidden test; {made.task}: the task")
+    print(f"next: kaggle-kit audit {made.task} {made.data} --out ./audit")
     return {"data": made.data, "hidden": made.hidden, "task": made.task}, DONE
 
 
@@ -112,6 +113,11 @@ def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, in
         print(
             f"WARNING {reached:.1%} of the validating images show unseen combinations, not {plan.unseen_share:.1%}: "
             "combinations are held out whole, and those of one image are unseen anyway; try another --n or share"
+        )
+    if made.num_folds:
+        edits = f" edits={options.edits}" if options.edits else ""
+        print(
+            f"next: kaggle-kit train task={options.task} data={options.data} folds={options.out} out=runs/NAME{edits}"
         )
     return {
         "out": options.out,

@@ -8,7 +8,7 @@ says every class whose probability reaches the class's threshold, 0.5 where none
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -142,11 +142,16 @@ class Decision:
         """Whether nothing fitted decides: the highest probability does everywhere, of multi-label heads 0.5."""
         return all(rule.is_plain for rule in self.heads.values())
 
-    def describe(self) -> str:
-        """Return one line a head for people to read, or one sentence when no head has a rule."""
+    def describe(self, class_names: Mapping[str, Sequence[str]] | None = None) -> str:
+        """Return one line a head for people to read, or one sentence when no head has a rule.
+
+        Args:
+            class_names: {head: C names}; None: classes are numbered.
+        """
         if all(rule.rule == "argmax" for rule in self.heads.values()):
             return "the highest probability decides"
-        return "\n".join(f"{head}: {_describe_rule(rule)}" for head, rule in self.heads.items())
+        names = class_names or {}
+        return "\n".join(f"{head}: {_describe_rule(rule, names.get(head))}" for head, rule in self.heads.items())
 
 
 def log_probs(probs: npt.NDArray[Any]) -> Floats:
@@ -164,7 +169,10 @@ def _check_finite(name: str, value: float) -> None:
         raise SettingError(f"`{name}` is {value}; expected a finite number: fit the rule again")
 
 
-def _describe_rule(rule: HeadRule) -> str:
+def _describe_rule(rule: HeadRule, names: Sequence[str] | None) -> str:
+    def shown(values: Floats, place: int, form: str) -> str:
+        return f"{values[place]:{form}} ({f'class {place}' if names is None else names[place]})"
+
     if rule.rule == "argmax":
         return "the highest probability decides"
     if rule.rule == "thresholds":
@@ -173,12 +181,12 @@ def _describe_rule(rule: HeadRule) -> str:
             return f"every class of probability {HALF} or more is said"
         return (
             "every class is said whose probability reaches its threshold; thresholds from "
-            f"{rule.thresholds[low]:.2f} (class {low}) to {rule.thresholds[high]:.2f} (class {high})"
+            f"{shown(rule.thresholds, low, '.2f')} to {shown(rule.thresholds, high, '.2f')}"
         )
     if rule.rule == "prior_power":
         return f"the highest probability / (images of the class in train)^{rule.power:.2f} decides"
     low, high = int(np.argmin(rule.log_bias)), int(np.argmax(rule.log_bias))
     return (
-        f"the highest log(probability) + bias decides; biases from {rule.log_bias[low]:+.2f} (class {low}) "
-        f"to {rule.log_bias[high]:+.2f} (class {high})"
+        f"the highest log(probability) + bias decides; biases from {shown(rule.log_bias, low, '+.2f')} "
+        f"to {shown(rule.log_bias, high, '+.2f')}"
     )

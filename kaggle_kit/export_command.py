@@ -255,3 +255,4 @@ def _print_bundle(out: Path, written: Bundle) -> None:
     before = f", as validated; {other.score_before:.4f} to {other.score_after:.4f} by this export" if other else ""
     score = f"out-of-fold {written.oof_score:.4f}{rules}{shift}{before}"
     print(f"{out}: {len(written.members)} member(s), {size / 1e6:.1f} MB, {score}")
+    print(f"next: kaggle-kit rehearse submit --task TASK --data DATA --hidden-images 2000 --bundle {out}")

@@ -216,6 +216,8 @@ def _print_rehearsal(result: Rehearsal, projected: list[str], *, made: bool) -> 
             print("this hidden test is made of train images, which models know: its score says nothing of the real one")
     if result.cases:
         _print_cases(result.cases)
+    if result.answer == "Complete":
+        print(f"the submission: {result.submission}")
     print(f"Kaggle would answer: {result.answer}{': ' + result.detail if result.detail else ''}")
     if result.answer != "Complete":
         print(f"the whole log: {result.log}")

@@ -303,7 +303,10 @@ def _measure_rows(
 
 
 def format_scores(scores: dict[str, SplitScore]) -> list[str]:
-    """Return a table: one row a score and part (all, seen, unseen), one column a head."""
+    """Return a table: one row a score and part, one column a head.
+
+    Parts are all, seen and unseen; where no combination is unseen, all images are seen and stand in one row.
+    """
     heads = list(next(iter(scores.values())).all.heads)
     intervals = any(split.all.interval for split in scores.values())
     head_widths = [max(len(head), 8) for head in heads]
@@ -314,7 +317,7 @@ def format_scores(scores: dict[str, SplitScore]) -> list[str]:
     for name, split in scores.items():
         for part in ("all", "seen", "unseen"):
             score: Score | None = getattr(split, part)
-            if score is None:
+            if score is None or (part == "seen" and split.unseen is None):
                 continue
             values = "  ".join(f"{score.heads[h]:>{w}.4f}" for h, w in zip(heads, head_widths, strict=True))
             low_high = "{:.4f} to {:.4f}".format(*score.interval) if score.interval else ""

@@ -231,6 +231,8 @@ def _print_run(run: Run) -> None:
         return
     edited = "" if run.config.edits is None else f", against labels as edited in {run.folder / run.config.edits}"
     print(f"{run.folder}: out-of-fold {run.score.total:.4f}{edited}; look at {run.report}")
+    if not early:
+        print(f"next: kaggle-kit blend {run.folder} OTHER_RUN ... --out blend.json")
 
 
 def _plain_run(run: Run) -> Result:

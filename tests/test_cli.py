@@ -213,7 +213,7 @@ def test_a_blend_below_its_best_run_says_so(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--epochs=3"], "settings are written epochs=3, without dashes; see kaggle-kit"),
+        (["train", "--epochs=3"], "where a command takes settings, write epochs=3, without dashes; see kaggle-kit"),
         (["predict"], "the following arguments are required: BUNDLE, DATA, --out; see kaggle-kit predict --help"),
     ],
 )

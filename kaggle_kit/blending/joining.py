@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kaggle_kit.edits import edits_key
 from kaggle_kit.errors import DataError, PredictionError, SettingError, some_of
 from kaggle_kit.folds import Folds, labels_hash
 from kaggle_kit.labels import Labels
@@ -167,8 +168,17 @@ def check_same_labels(
         return
     raise DataError(
         f"runs {first.name!r} and {other.name!r} were trained on different labels: {_count_differences(labels, own)}; "
-        f"blend runs that were trained on one label file (in {first.data} and {other.data})"
+        + _how_labels_differ((first, other), (edits_key(folds[0].edits), edits_key(folds[1].edits)))
     )
+
+
+def _how_labels_differ(runs: tuple[Run, Run], keys: tuple[str, str]) -> str:
+    """Return why two runs' labels differ, as far as can be told, and the repair."""
+    if keys[0] == keys[1]:
+        return f"blend runs that were trained on one label file (in {runs[0].data} and {runs[1].data})"
+    what = [f"edits (hash {key})" if key else "no edits" for key in keys]
+    told = [f"{run.name!r} has {one}" for run, one in zip(runs, what, strict=True)]
+    return f"{' and '.join(told)}: make folds with the edits that are right, and train both on them with `edits=FILE`"
 
 
 def order_labels(labels: Labels, heads: Sequence[str], columns: Mapping[str, Ints]) -> Labels:

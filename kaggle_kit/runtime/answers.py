@@ -130,7 +130,8 @@ class Answers:
         """Return classes by the rules that were fitted for as many runs as spoke for each image."""
         decision, multilabel = self._blend.decision, self._bundle.task.multilabel_heads
         if not decision.is_plain:
-            self._say(decision.describe())
+            heads = self._bundle.task.heads
+            self._say(decision.describe({name: head.class_names for name, head in heads.items()}))
         decided = decision.decide(probs, multilabel=multilabel)
         whole = len(self._blend.runs)
         for number in np.unique(num_runs).tolist() if num_runs is not None else ():

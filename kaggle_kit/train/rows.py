@@ -121,7 +121,7 @@ def _check_same_labels(folds: Folds, labels: Labels) -> None:
         made = f"with edits (hash {theirs})" if theirs else "without edits"
         now = f"edits of hash {own} are given" if own else "none are given"
         repair = (
-            "make the folds again with these: `kaggle-kit folds --edits FILE`"
+            "make the folds again with these: `kaggle-kit folds TASK DATA --out FOLDS --edits FILE`"
             if own
             else "give `edits` the file that the folds had, or make them again without"
         )
