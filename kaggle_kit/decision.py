@@ -170,7 +170,7 @@ def _check_finite(name: str, value: float) -> None:
 
 
 def _describe_rule(rule: HeadRule, names: Sequence[str] | None) -> str:
-    def shown(values: Floats, place: int, form: str) -> str:
+    def shown(values: Sequence[float], place: int, form: str) -> str:
         return f"{values[place]:{form}} ({f'class {place}' if names is None else names[place]})"
 
     if rule.rule == "argmax":
