@@ -214,8 +214,7 @@ def _print_rehearsal(result: Rehearsal, projected: list[str], *, made: bool) -> 
         print("\n".join(format_scores({"hidden test": result.score})))
         if made:
             print("this hidden test is made of train images, which models know: its score says nothing of the real one")
-    if result.cases:
-        _print_cases(result.cases)
+    _print_cases(result.cases)
     if result.answer == "Complete":
         print(f"the submission: {result.submission}")
     print(f"Kaggle would answer: {result.answer}{': ' + result.detail if result.detail else ''}")
@@ -227,6 +226,8 @@ def _print_rehearsal(result: Rehearsal, projected: list[str], *, made: bool) -> 
 
 
 def _print_cases(cases: tuple[CaseResult, ...]) -> None:
+    if not cases:
+        return
     rows = [("hard case", "Kaggle would answer", "answers that changed", "what was done")]
     for one in cases:
         if one.run is None:
