@@ -1,13 +1,14 @@
 """Whether cleaning pays: training on a sample as it is, and on what is left when its audit is believed.
 
-    python benchmarks/audit_cleaning.py --work DIR [--seeds 0,1,2] [--epochs 30] [--model test_resnet]
+    python benchmarks/audit_cleaning.py --work DIR [--seeds 0,1,2] [--accept pruned]
 
-Makes the sample `ships` of each seed, trains five folds on it as it is, audits it with that run, and accepts all that
-the audit lists, without a look: every suggested class is taken, of duplicates the first image is kept whose label
-nobody questions, and gray, nearly empty and broken images are dropped. The same five-fold training follows on the
-edited labels. Both are scored on the sample's hidden test, which is clean. The record of what was planted is not read.
-Twenty minutes a seed on one core; what lies in DIR already (`audit_labels.py` makes the first runs too) is taken as it
-is.
+Makes the sample `ships` of each seed, trains five folds on it as it is, audits it with that run, and accepts without a
+look what the audit lists: the suggested class of every label that confident learning finds wrong (`--accept pruned`),
+or of all label issues, those too of which the model merely says otherwise (`--accept listed`); of duplicates the first
+image is kept whose label nobody questions; gray, nearly empty and broken images are dropped. The same five-fold
+training follows on the edited labels. Both are scored on the sample's hidden test, which is clean. The record of what
+was planted is not read. Twenty minutes a seed on one core; what lies in DIR already (`audit_labels.py` makes the first
+runs too) is taken as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from audit_labels import NUM_FOLDS, train_config, trained_run
@@ -24,6 +26,7 @@ from hidden import predict_hidden, score_hidden
 
 from kaggle_kit.audit.examine import Options, examine
 from kaggle_kit.audit.findings import Finding, Kind
+from kaggle_kit.audit.label_issues import is_pruned
 from kaggle_kit.edits import Edit, make_edit, read_edited_labels, write_edits
 from kaggle_kit.errors import DataError
 from kaggle_kit.folds import make_folds
@@ -35,13 +38,14 @@ from kaggle_kit.task import read_task
 from kaggle_kit.train.crossval import train_run
 
 DROPPED: tuple[Kind, ...] = ("gray", "empty", "broken")
+Accept = Literal["pruned", "listed"]
 TWINS: tuple[Kind, ...] = ("exact_duplicate", "near_duplicate")
 
 
-def accepted(findings: Iterable[Finding]) -> list[Edit]:
-    """Return the edits of somebody who accepts all that an audit suggests about train images."""
-    own = [one for one in findings if one.split == "train"]
-    issues = {one.id: one for one in own if one.kind == "label_issue" and one.suggested}
+def accepted(findings: Iterable[Finding], accept: Accept) -> list[Edit]:
+    """Return the edits of somebody who accepts what an audit suggests about train images."""
+    own = [one for one in findings if one.split == "train" and one.score >= 0]  # below 0: a trait of its class
+    issues = {one.id: one for one in own if one.kind == "label_issue" and (accept == "listed" or is_pruned(one))}
     groups: dict[tuple[Kind, int], list[str]] = defaultdict(list)
     for one in own:
         if one.kind in TWINS:
@@ -58,16 +62,16 @@ def accepted(findings: Iterable[Finding]) -> list[Edit]:
     ]
 
 
-def cleaned_run(sample: Sample, first: Run, work: Path, *, model: str, epochs: int, seed: int) -> Run:
-    """Return a run on the sample's labels with all accepted that the audit of the first run says."""
-    out = work / f"{model}-{epochs}-cleaned"
+def cleaned_run(sample: Sample, first: Run, work: Path, *, model: str, epochs: int, seed: int, accept: Accept) -> Run:
+    """Return a run on the sample's labels with accepted what the audit of the first run says."""
+    out = work / f"{model}-{epochs}-{accept}"
     try:
         return read_run(out)
     except DataError:
         pass
     audit = examine(first.task, sample.data, work / "audit", Options(runs=(first.folder,), seed=seed))
-    edits = work / "edits.jsonl"
-    write_edits(accepted(audit.findings), edits)
+    edits = work / f"{accept}.jsonl"
+    write_edits(accepted(audit.findings, accept), edits)
     task = read_task(sample.task)
     labels = read_edited_labels(task, sample.data, edits)
     store = PackedSource(work / "packed")
@@ -77,11 +81,11 @@ def cleaned_run(sample: Sample, first: Run, work: Path, *, model: str, epochs: i
     return train_run(task, config, data=sample.data, folds=folds, out=out, packed=store.folder)
 
 
-def compare(work: Path, *, model: str, epochs: int, seed: int) -> tuple[Sample, Run, Run]:
+def compare(work: Path, *, model: str, epochs: int, seed: int, accept: Accept = "pruned") -> tuple[Sample, Run, Run]:
     """Return a seed's sample, a run on it as it is, and a run on it cleaned."""
     sample = make_sample("ships", work / "sample", seed=seed)
     first = trained_run(sample, work, model=model, epochs=epochs, seed=seed)
-    return sample, first, cleaned_run(sample, first, work, model=model, epochs=epochs, seed=seed)
+    return sample, first, cleaned_run(sample, first, work, model=model, epochs=epochs, seed=seed, accept=accept)
 
 
 def main() -> None:
@@ -91,13 +95,16 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--model", default="test_resnet")
+    parser.add_argument("--accept", choices=get_args(Accept), default="pruned", help="which label issues")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| seed | relabelled | dropped | hidden, as it is | hidden, cleaned | gain |\n|---|---|---|---|---|---|")
     gains = []
     for seed in map(int, options.seeds.split(",")):
         work = options.work / f"seed{seed}"
-        sample, first, second = compare(work, model=options.model, epochs=options.epochs, seed=seed)
+        sample, first, second = compare(
+            work, model=options.model, epochs=options.epochs, seed=seed, accept=options.accept
+        )
         said = predict_hidden(first.task, [first, second], sample.hidden)
         scores = [score_hidden(first.task, one, sample.hidden) for one in said]
         edits = second.labels().edits
