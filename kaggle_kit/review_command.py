@@ -49,7 +49,9 @@ def add_review_parser(add: Adder) -> None:
     )
     parser.add_argument("--no-browser", action="store_true", help="only show the address")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="no page; make one file of these")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="with --merge: the file to write; may be one of them")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="with --merge: the file to write; a new one, or one of them"
+    )
 
 
 def review(options: argparse.Namespace) -> tuple[Result, int]:
@@ -78,7 +80,7 @@ def _merge(paths: list[Path], out: Path) -> tuple[Result, int]:
         first, second = (
             f"{edit.by or 'somebody'}: {edit.action} {edit.value}".rstrip() for edit in (one.first, one.second)
         )
-        print(f"WARNING {about}: {first}; later {second}, which holds")
+        print(f"WARNING {about}: {first}; {second}; with both it is {one.outcome}")
     return {"out": out, "contradictions": len(contradictions)}, CHECK_FAILED if contradictions else DONE
 
 
@@ -142,8 +144,8 @@ def _listening(port: int) -> Iterator[socket.socket]:
     """Yield a socket that listens on loopback, so that a browser may come before the page is ready."""
     from kaggle_kit.errors import SettingError
 
-    if not 0 <= port <= 65535:
-        raise SettingError(f"--port is {port}; expected 1024 to 65535, or leave it out")
+    if port != 0 and not 1024 <= port <= 65535:
+        raise SettingError(f"--port is {port}; expected 1024 to 65535, or leave it out for a free one")
     with socket.socket() as listener:
         if sys.platform != "win32":  # there it would let two processes listen at once
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -71,6 +71,26 @@ def made_desk(folder: Path, findings: list[Finding], *, ids: list[str] | None = 
     return Desk(task, labels, images, findings, pictures, path=folder / "edits.jsonl", by="ann")
 
 
+def shown(desk: Desk, queue: str, **options: Any) -> list[list[str]]:
+    """Return the ids of each entry of a page of a queue."""
+    page = desk.page(queue, **{"start": 0, "size": 24, **options})
+    return [[image["id"] for image in entry["images"]] for entry in page["entries"]]
+
+
+def decide(desk: Desk, action: str, queue: str, name: str, **values: str) -> dict[str, Any]:
+    """Decide about the entry of a queue that holds an image."""
+    entries = desk.page(queue, start=0, size=100, decided=True)["entries"]
+    place, row = next(
+        (entry["place"], image["row"]) for entry in entries for image in entry["images"] if image["id"] == name
+    )
+    return desk.decide(action, queue=queue, entry=place, row=row, values=values)
+
+
+def counts(desk: Desk) -> dict[str, tuple[int, int]]:
+    """Return {queue: (how many are open, how many there are)}."""
+    return {queue["name"]: (queue["open"], queue["count"]) for queue in desk.state()["queues"]}
+
+
 def _plain_task() -> dict[str, Any]:
     return {
         "name": "made",

@@ -2,16 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import yaml
 from conftest import Toy, make_wide
+from made_edits import relabel, written
 
 from kaggle_kit.audit.findings import Finding, save_findings
 from kaggle_kit.cli import main
@@ -19,10 +16,10 @@ from kaggle_kit.edits import (
     Edit,
     append_edit,
     apply_edits,
+    describe_edits,
     edits_key,
     effective,
     make_edit,
-    merge_edits,
     read_edited_labels,
     read_edits,
 )
@@ -38,151 +35,9 @@ from kaggle_kit.train.devices import make_fabric
 from kaggle_kit.train.everything import train_everything
 from kaggle_kit.train.rows import TrainData
 
-KEY = "0" * 32
 TINY = TrainConfig(
     model=ModelConfig(name="test_resnet", input_size=(32, 48)), loader=LoaderConfig(batch_size=8), epochs=1
 )
-APPEND = """
-import sys
-from pathlib import Path
-from kaggle_kit.edits import append_edit, make_edit
-for number in range(int(sys.argv[3])):
-    append_edit(Path(sys.argv[1]), make_edit("drop", id=f"{sys.argv[2]}_{number}", why="x" * 2000))
-    print(number, flush=True)
-"""
-
-
-def relabel(name: str, value: int | str, head: str = "root") -> Edit:
-    return make_edit("relabel", id=name, head=head, value=str(value), by="ann")
-
-
-def at(edit: Edit, minute: int) -> Edit:
-    return dataclasses.replace(edit, at=f"2026-11-30T12:{minute:02}:00Z")
-
-
-def written(path: Path, *edits: Edit) -> Path:
-    for edit in edits:
-        append_edit(path, edit)
-    return path
-
-
-def line(**values: object) -> str:
-    return json.dumps({"key": KEY, "at": "2026-11-30T12:00:00Z", **values})
-
-
-class TestFile:
-    def test_edits_come_back_as_they_were_appended(self, tmp_path: Path) -> None:
-        edits = [relabel("é_1", ""), make_edit("drop", id="b", why="equals a", by="bob"), make_edit("keep", id="c")]
-        edits.append(make_edit("undo", of=edits[0].key))
-        path = written(tmp_path / "new" / "edits.jsonl", *edits)
-        assert read_edits(path) == edits and [edit.line for edit in read_edits(path)] == [1, 2, 3, 4]
-        assert json.loads(path.read_text(encoding="utf-8").splitlines()[1]) == {
-            "key": edits[1].key,
-            "at": edits[1].at,
-            "by": "bob",
-            "action": "drop",
-            "id": "b",
-            "why": "equals a",
-        }
-
-    def test_two_processes_that_append_at_once_lose_nothing(self, tmp_path: Path) -> None:
-        path = tmp_path / "edits.jsonl"
-        names = ("ann", "bob", "cid")
-        command = [sys.executable, "-c", APPEND, str(path)]
-        running = [subprocess.Popen([*command, name, "60"], stdout=subprocess.DEVNULL) for name in names]
-        assert [process.wait(60) for process in running] == [0, 0, 0]
-        dropped = [edit.id for edit in read_edits(path)]
-        assert sorted(dropped) == sorted(f"{name}_{number}" for name in names for number in range(60))
-        for name in names:
-            assert [one for one in dropped if one.startswith(name)] == [f"{name}_{number}" for number in range(60)]
-
-    @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-    def test_what_was_appended_survives_a_kill(self, tmp_path: Path) -> None:
-        path = tmp_path / "edits.jsonl"
-        command = [sys.executable, "-c", APPEND, str(path), "ann", "1000000"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            said = [process.stdout.readline() for _ in range(20)]
-            process.send_signal(signal.SIGKILL)
-            said += process.stdout
-        last = int(said[-1])
-        append_edit(path, make_edit("keep", id="afterwards"))
-        names = [edit.id for edit in read_edits(path)]
-        assert names[: last + 1] == [f"ann_{number}" for number in range(last + 1)] and names[-1] == "afterwards"
-
-    @pytest.mark.parametrize("length", [1, 20, -3, -1])
-    def test_a_line_that_a_crash_cut_off_is_passed_over_and_said(self, tmp_path: Path, length: int) -> None:
-        path = written(tmp_path / "edits.jsonl", make_edit("drop", id="a"), make_edit("drop", id="ö"))
-        first, second = path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(first + second[:length])
-        said: list[str] = []
-        whole = length == -1  # but for its end
-        names = ["a", "ö"][: 1 + whole]
-        assert [edit.id for edit in read_edits(path, say=said.append)] == names
-        assert said == ([] if whole else [f"{path} line 2 was cut off by a crash and is passed over"])
-        append_edit(path, make_edit("keep", id="c"))
-        append_edit(path, make_edit("keep", id="d"))
-        assert [edit.id for edit in read_edits(path, say=said.append)] == [*names, "c", "d"]
-        assert path.read_bytes().startswith(first + second[:length]) and len(said) == 2 * (not whole)
-
-    def test_a_file_that_a_person_edited_is_read(self, tmp_path: Path) -> None:
-        path = tmp_path / "edits.jsonl"
-        path.write_bytes(b"\xef\xbb\xbf" + f"{line(action='drop', id='a')}\r\n\r\n".encode())
-        assert [edit.id for edit in read_edits(path)] == ["a"]
-
-    @pytest.mark.parametrize(
-        ("text", "match"),
-        [
-            ("{'key'}\n", "line 2 is no JSON"),
-            ('{"key": "\n', "line 2 is no JSON"),
-            ("[1]\n", "line 2 is '.1.'; expected an object"),
-            (line(action="remove", id="a"), "line 2: `action` is 'remove'; expected one of relabel, drop"),
-            (line(id="a"), "line 2: `action` is ''"),
-            (line(action="drop", id=["a"]), "line 2: `id` is .'a'.; expected text in quotes"),
-            (line(action="drop"), "line 2: `id` is missing; a 'drop' needs it"),
-            (line(action="relabel", id="a", value="1"), "line 2: `head` is missing"),
-            (line(action="relabel", id="a", head="root", value=1), "line 2: `value` is 1; expected text in quotes"),
-            (line(action="undo"), "line 2: `of` is missing"),
-            (line(action="undo", of="1" * 32), "line 2 is an undo of '1+', which is in no line before it"),
-            (line(action="drop", id="a", reason=""), "line 2: `reason` is unknown; known: key, at"),
-            (line(action="drop", id="a", key="1"), "line 2: `key` is '1'; expected 32 hexadecimal"),
-            (line(action="drop", id="a", at="noon"), "line 2: `at` is 'noon'; expected a time"),
-            (line(action="drop", id="a", at="2026-11-30T12:00:00"), "line 2: `at` .* with its zone"),
-        ],
-    )
-    def test_a_line_that_is_no_edit_is_named(self, tmp_path: Path, text: str, match: str) -> None:
-        path = written(tmp_path / "edits.jsonl", make_edit("drop", id="a"))
-        path.write_text(path.read_text() + text)
-        with pytest.raises(DataError, match=match):
-            read_edits(path)
-
-    def test_one_key_for_two_edits_is_refused(self, tmp_path: Path) -> None:
-        path = tmp_path / "edits.jsonl"
-        path.write_text("\n".join([line(action="drop", id="a")] * 2))
-        assert len(read_edits(path)) == 1
-        path.write_text(line(action="drop", id="a") + "\n" + line(action="drop", id="b"))
-        with pytest.raises(DataError, match="line 2 has the key of line 1"):
-            read_edits(path)
-
-    def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="no edits file .*none.jsonl"):
-            read_edits(tmp_path / "none.jsonl")
-
-    def test_windows_locks_by_its_own_means_and_waits_as_long_as_it_takes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        tries = []
-
-        def locking(handle: int, mode: int, size: int) -> None:
-            tries.append((mode, size))
-            if len(tries) == 1:
-                raise PermissionError(36, "Resource deadlock avoided")
-
-        monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_LOCK=1))
-        monkeypatch.setattr(sys, "platform", "win32")
-        path = tmp_path / "edits.jsonl"
-        append_edit(path, make_edit("drop", id="a"))
-        assert tries == [(1, 1), (1, 1)] and len(read_edits(path)) == 1
 
 
 class TestEffective:
@@ -205,45 +60,13 @@ class TestEffective:
         assert key == edits_key([more, *once[::-1], make_edit("undo", of=more.key), make_edit("keep", id="d")])
         assert len({key, edits_key(once[:1]), edits_key(once[1:]), edits_key([relabel("a", 2), *once[1:]])}) == 4
         assert edits_key([]) == edits_key([make_edit("keep", id="a")]) == ""
+        assert key == "f6ac432c4f56"  # runs on disk remember it
 
-
-class TestMerge:
-    def test_two_peoples_files_become_one_by_time(self, tmp_path: Path) -> None:
-        shared, mine, theirs = at(relabel("a", 1), 0), at(relabel("b", 1), 2), at(make_edit("drop", id="c"), 1)
-        files = [written(tmp_path / "1", shared, mine), written(tmp_path / "2", shared, theirs)]
-        assert merge_edits(files, tmp_path / "both") == []
-        assert read_edits(tmp_path / "both") == [shared, theirs, mine]
-        assert merge_edits(files[::-1], files[0]) == [] and read_edits(files[0]) == [shared, theirs, mine]
-        append_edit(files[0], make_edit("undo", of=theirs.key))
-        assert merge_edits(files, tmp_path / "both") == [] and not effective(read_edits(tmp_path / "both")).dropped
-
-    def test_the_order_of_a_file_holds_whatever_its_clock_did(self, tmp_path: Path) -> None:
-        first, second = at(relabel("a", 1), 9), at(relabel("a", 2), 3)
-        undo = at(make_edit("undo", of=second.key), 1)
-        files = [written(tmp_path / "1", first, second, undo), written(tmp_path / "2", at(relabel("b", 0), 5))]
-        merge_edits(files, tmp_path / "both")
-        assert [edit.id for edit in read_edits(tmp_path / "both")] == ["b", "a", "a", ""]
-        assert effective(read_edits(tmp_path / "both")).relabelled == {"a": {"root": "1"}, "b": {"root": "0"}}
-
-    def test_contradictions_are_returned_and_the_later_is_in_force(self, tmp_path: Path) -> None:
-        seen = at(relabel("d", 1), 0)
-        mine = [seen, at(make_edit("drop", id="b"), 1), at(relabel("c", 1), 1), at(relabel("a", 1), 3)]
-        theirs = [seen, at(relabel("a", 2), 2), at(make_edit("keep", id="b"), 2), at(make_edit("drop", id="c"), 3)]
-        theirs += [at(relabel("d", 2), 4), at(make_edit("drop", id="e"), 5)]
-        files = [written(tmp_path / "1", *mine, at(make_edit("drop", id="e"), 5)), written(tmp_path / "2", *theirs)]
-        found = merge_edits(files, tmp_path / "both")
-        assert [(one.id, one.head, one.first, one.second) for one in found] == [
-            ("a", "root", theirs[1], mine[3]),
-            ("b", "", mine[1], theirs[2]),
-            ("c", "", mine[2], theirs[3]),
-        ]
-        merged = effective(read_edits(tmp_path / "both"))
-        assert merged.relabelled["a"] == {"root": "1"} and set(merged.dropped) == {"c", "e"}
-        assert merged.relabelled["d"] == {"root": "2"}
-
-    def test_no_files_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="nothing to merge"):
-            merge_edits([], tmp_path / "both")
+    def test_a_relabel_of_a_dropped_image_is_no_part_of_what_edits_do(self) -> None:
+        drop, other = make_edit("drop", id="a"), relabel("b", 1)
+        edits = [relabel("a", 1), drop, other]
+        assert edits_key(edits) == edits_key([drop, other])
+        assert describe_edits(edits) == f"1 image(s) relabelled, 1 dropped (hash {edits_key(edits)})"
 
 
 def with_graphemes(toy: Toy, *, groups: str | None = "writer") -> Toy:
@@ -363,7 +186,7 @@ class TestTraining:
 
     def test_folds_and_training_must_have_the_same_edits(self, toy: Toy, edits: Path) -> None:
         plain, edited = folds_of(toy, None), folds_of(toy, edits)
-        with pytest.raises(DataError, match=r"made without edits, and now edits of hash .*kaggle-kit folds --edits"):
+        with pytest.raises(DataError, match=r"made without edits, and now edits of hash .*kaggle-kit folds .*--edits"):
             ready_for(toy, edits, plain)
         with pytest.raises(DataError, match=r"made with edits .hash .* none are given; give `edits` the file"):
             ready_for(toy, None, edited)

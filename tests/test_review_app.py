@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reviewed import NAMES, issue, made_desk, reviewed_audit
+from reviewed import NAMES, issue, made_desk
 
 from kaggle_kit import review_command
 from kaggle_kit.audit.review.app import HEADER, make_app
 from kaggle_kit.audit.review.desk import Desk
-from kaggle_kit.audit.review.opening import open_desk
 from kaggle_kit.cli import main
 from kaggle_kit.edits import make_edit, read_edits
 
@@ -28,18 +27,6 @@ pytest.importorskip("starlette", reason="the review page needs starlette, which 
 pytest.importorskip("httpx", reason="starlette's test client needs httpx, of the extra dev")
 TOKEN, PORT = "a-token", 8123
 BODY = {"action": "keep", "queue": "labels", "entry": 0, "row": 3}
-
-
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("audited")
-    reviewed_audit(folder)
-    return folder / "audit"
-
-
-@pytest.fixture
-def desk(audited: Path, tmp_path: Path) -> Desk:
-    return open_desk(audited, edits=tmp_path / "edits.jsonl", by="ann")
 
 
 def client_of(desk: Desk) -> Any:
@@ -92,6 +79,8 @@ def test_only_the_page_itself_is_answered(client: Any, desk: Desk, change: dict[
         assert client.get(address, headers=change).status_code == code, address
     assert client.post("/api/decide", json=BODY, headers=change).status_code == code
     assert client.post("/api/undo", json={}, headers=change).status_code == code
+    rest = client.post("/api/keep_rest", json={"queue": "empty", "count": 1}, headers=change)
+    assert rest.status_code == code
     assert desk.path.exists() == (code == 200)
 
 
@@ -151,7 +140,7 @@ def test_no_request_reaches_another_file(client: Any, address: str) -> None:
         ({"row": "3"}, "row is '3'"),
         ({"row": True}, "row is True"),
         ({"row": 3.0}, "row is 3.0"),
-        ({"queue": "duplicates", "entry": 0, "row": 12}, "'test0.png' is no labelled train image"),
+        ({"queue": "duplicates", "entry": 2, "row": 12}, "'test0.png' is no labelled train image"),
         ({"action": "relabel"}, "no head is relabelled"),
         ({"action": "relabel", "values": {"sort": "1"}}, "there is no head 'sort'"),
         ({"action": "relabel", "values": {"kind": "7"}}, "'7' is no class of head 'kind'"),
@@ -173,12 +162,20 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_written(
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"[" * 50_000, b" " * 200_000 + b"{}", b"nan"])
 def test_bodies_that_are_no_json_or_too_long_are_refused(client: Any, desk: Desk, content: bytes) -> None:
-    for address in ("/api/decide", "/api/undo"):
+    for address in ("/api/decide", "/api/undo", "/api/keep_rest"):
         answer = client.post(address, content=content, headers={"content-type": "application/json"})
         assert answer.status_code == 400
     assert client.post("/api/decide", content=b"{}", headers={"content-type": "text/plain"}).status_code == 400
     assert client.get("/api/decide").status_code == 405
     assert not desk.path.exists()
+
+
+def test_all_that_is_left_is_kept_where_the_number_is_right(client: Any, desk: Desk) -> None:
+    for sent in ({"queue": "labels"}, {"queue": "labels", "count": 3}, {"queue": "labels", "count": 4, "row": 1}):
+        assert client.post("/api/keep_rest", json=sent).status_code == 400
+    assert not desk.path.exists()
+    answer = client.post("/api/keep_rest", json={"queue": "labels", "count": 4}).json()
+    assert answer["said"] == "kept 4 image(s), all that were left here" and answer["queues"][0]["open"] == 0
 
 
 def test_the_page_runs_no_script_but_its_own(client: Any) -> None:
@@ -218,7 +215,14 @@ def test_the_command_merges_two_people_s_files(tmp_path: Path, capsys: pytest.Ca
     assert main(["review", "--merge", *files, "--out", str(tmp_path / "both.jsonl")]) == 1
     said = capsys.readouterr().out
     assert "2 decisions of 2 files" in said
-    assert "head 'kind' of 'a': ann: relabel 1; later bob: relabel 0, which holds" in said
+    assert "head 'kind' of 'a': ann: relabel 1; bob: relabel 0; with both it is kind 0" in said
+    dropped = make_edit("drop", id="a", by="cid")
+    (tmp_path / "cid.jsonl").write_text(dropped.to_line())
+    assert main(["review", "--merge", *files, str(tmp_path / "cid.jsonl"), "--out", files[0]]) == 1
+    said = capsys.readouterr().out
+    assert "'a': ann: relabel 1; cid: drop; with both it is dropped" in said
+    assert main(["review", "--merge", *files, "--out", str(tmp_path / "cid.jsonl")]) == 2
+    assert "cid.jsonl exists and holds 1 decision(s), which would be lost; name it among" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -229,6 +233,7 @@ def test_the_command_merges_two_people_s_files(tmp_path: Path, capsys: pytest.Ca
         (["{audit}", "--out", "x.jsonl"], "--out goes with --merge"),
         (["{tmp}/nothing"], "holds no audit; make one with `kaggle-kit audit TASK DATA --out"),
         (["{audit}", "--port", "99999"], "--port is 99999; expected 1024 to 65535"),
+        (["{audit}", "--port", "80"], "--port is 80; expected 1024 to 65535, or leave it out for a free one"),
         (["{audit}", "--port", "{taken}"], "cannot be had (Address already in use); another review may be open there"),
         (["{audit}", "--edits", "{tmp}"], "is a folder; give --edits the path of a file"),
         (["{audit}", "--edits", "{other}"], "line 1: 'nobody' is no labelled train image of 'odd'"),

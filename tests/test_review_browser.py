@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from reviewed import NAMES, issue, made_desk, reviewed_audit
+from reviewed import NAMES, issue, made_desk
 
 from kaggle_kit.audit.findings import Finding
 from kaggle_kit.audit.review.app import make_app
 from kaggle_kit.audit.review.desk import Desk
-from kaggle_kit.audit.review.opening import open_desk
 from kaggle_kit.cli import main
 from kaggle_kit.edits import effective, read_edited_labels, read_edits
 from kaggle_kit.folds import Folds
@@ -27,6 +26,7 @@ from kaggle_kit.train.rows import fit_together, labelled_images
 
 playwright = pytest.importorskip("playwright.sync_api", reason="a browser test needs playwright, of the extra dev")
 uvicorn = pytest.importorskip("uvicorn", reason="the review page needs uvicorn, which the extra audit brings")
+playwright.expect.set_options(timeout=30_000)  # of a machine that does other things, too
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here; apt install chromium")
 TOKEN = "a-token"  # noqa: S105  of a server that this file starts
@@ -35,23 +35,11 @@ Open = Callable[[Desk], Any]
 
 
 @pytest.fixture(scope="module")
-def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("browsed")
-    reviewed_audit(folder)
-    return folder / "audit"
-
-
-@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as one:
         opened = one.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
-
-
-@pytest.fixture
-def desk(audited: Path, tmp_path: Path) -> Desk:
-    return open_desk(audited, edits=tmp_path / "edits.jsonl", by="ann")
 
 
 @contextmanager
@@ -85,7 +73,7 @@ def open_page(browser: Any) -> Iterator[Open]:
             address = stack.enter_context(served(desk))
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             stack.callback(page.close)
-            page.set_default_timeout(15_000)
+            page.set_default_timeout(30_000)
             page.on("console", hear)
             page.on("pageerror", lambda error: complaints.append(str(error)))
             page.goto(address)
@@ -179,7 +167,7 @@ def test_after_a_reload_decided_ones_are_gone_and_can_be_shown_again(page: Any, 
     says(page, f"dropped {NAMES[3]}")
     page.reload()
     playwright.expect(page.locator(".entry")).to_have_count(3)
-    page.get_by_label("decided too").check()
+    page.get_by_label("show decided too").check()
     playwright.expect(page.locator(".entry")).to_have_count(4)
     assert page.locator(".state.dropped").count() == 1
     page.reload()
@@ -227,6 +215,81 @@ def test_heads_are_relabelled_one_by_one_or_together(tmp_path: Path, open_page: 
     page.keyboard.press("h")
     found = effective(read_edits(desk.path)).relabelled
     assert found == {"i1": {"root": "7"}, "i2": {"tags": "sea land", "root": "11"}}
+
+
+def test_a_key_that_is_held_decides_once_and_moves_on_and_on(tmp_path: Path, open_page: Open) -> None:
+    desk = made_desk(tmp_path, [issue(f"i{row}", label=str(row % 2), suggested="") for row in range(8)])
+    page = open_page(desk)
+
+    def hold(key: str) -> None:
+        for _ in range(4):
+            page.keyboard.down(key)
+        page.keyboard.up(key)
+
+    hold("d")
+    left(page, "Label issues", "7")
+    hold("j")
+    playwright.expect(page.locator(".entry.here .id")).to_have_text("i5")
+    hold("r")
+    assert page.locator("#wanted").input_value() == ""
+    for key in ("1", "Backspace"):
+        hold(key)
+    playwright.expect(page.locator("#choices li")).to_have_count(2)
+    page.keyboard.type("0")
+    hold("Enter")
+    says(page, "i5 is kind 0 now")
+    assert [(one.action, one.id) for one in read_edits(desk.path)] == [("drop", "i0"), ("relabel", "i5")]
+
+
+def test_all_that_are_left_are_kept_and_come_back_at_once(tmp_path: Path, open_page: Open) -> None:
+    gray = [Finding(kind="gray", id=f"i{row}", split="train", score=1) for row in range(5)]
+    desk = made_desk(tmp_path, gray)
+    page = open_page(desk)
+    page.keyboard.press("d")
+    left(page, "Gray", "4")
+    page.keyboard.press("Shift+K")
+    playwright.expect(page.locator("#resting")).to_have_text('Keep all that are left in "Gray among colour": 4 images?')
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Keep the rest").click()
+    page.get_by_role("button", name="Keep all").click()
+    says(page, "kept 4 image(s), all that were left here")
+    left(page, "Gray", "✓")
+    playwright.expect(page.get_by_role("button", name="Keep the rest")).to_be_hidden()
+    page.keyboard.press("u")
+    says(page, "undone: keep of 4 images")
+    left(page, "Gray", "4")
+    for key in ("Shift+K", "y"):
+        page.keyboard.press(key)
+    left(page, "Gray", "✓")
+
+
+@pytest.mark.parametrize(
+    ("classes", "legend"),
+    [
+        ([f"c{one}" for one in range(12)], "1c02c13c24c35c46c57c68c79c8others:r"),
+        ([str(one) for one in range(12)], "others than digits:r"),
+        ([str(one) for one in range(10)], ""),
+        (["cat", "dog"], "1cat2dog"),
+    ],
+)
+def test_the_legend_says_what_digits_stand_for_and_how_to_give_others(
+    tmp_path: Path, open_page: Open, classes: list[str], legend: str
+) -> None:
+    first, second = classes[:2]
+    findings = [issue("i0", label=first, suggested=second)]
+    page = open_page(made_desk(tmp_path, findings, kind=({"classes": classes}, np.zeros(8, int))))
+    assert page.locator("#legend").text_content() == legend
+
+
+def test_a_group_with_nothing_to_drop_says_so(tmp_path: Path, open_page: Open) -> None:
+    pairs = [
+        Finding(kind="exact_duplicate", id=name, split=split, group=0)
+        for name, split in (("i0", "train"), ("i8", "test"))
+    ]
+    page = open_page(made_desk(tmp_path, pairs))
+    playwright.expect(page.locator(".entry > .found")).to_have_text("nothing to drop: the others are in the test")
+    page.keyboard.press("o")
+    says(page, "kept i0; nothing to drop: the others are in the test")
 
 
 def test_the_next_page_passes_nothing_over(tmp_path: Path, open_page: Open) -> None:
@@ -283,3 +346,4 @@ def test_nothing_is_cut_off(page: Any, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 844})
     page.wait_for_load_state("networkidle")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.getElementById('queues').className") == ("after" if width == 390 else "")

@@ -16,13 +16,17 @@ from kaggle_kit.edits.edit import (
     Action,
     Edit,
     Effective,
+    Subject,
     edits_in_force,
     edits_key,
+    edits_that_hold,
     effective,
+    is_about,
     make_edit,
     parse_edit,
 )
-from kaggle_kit.edits.log import append_edit, edits_from_text, read_edits, write_edits
+from kaggle_kit.edits.following import FollowedFile
+from kaggle_kit.edits.log import append_edit, append_edits, edits_from_text, read_edits, write_edits
 from kaggle_kit.edits.merging import Contradiction, merge_edits
 
 __all__ = [
@@ -30,13 +34,18 @@ __all__ = [
     "Contradiction",
     "Edit",
     "Effective",
+    "FollowedFile",
+    "Subject",
     "append_edit",
+    "append_edits",
     "apply_edits",
     "describe_edits",
     "edits_from_text",
     "edits_in_force",
     "edits_key",
+    "edits_that_hold",
     "effective",
+    "is_about",
     "make_edit",
     "merge_edits",
     "parse_edit",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.edits.edit import Edit, edits_in_force, edits_key
+from kaggle_kit.edits.edit import Edit, edits_in_force, edits_key, effective
 from kaggle_kit.edits.log import Say, read_edits
 from kaggle_kit.errors import DataError, did_you_mean
 from kaggle_kit.heads import Head
@@ -76,11 +76,10 @@ def apply_edits(labels: Labels, edits: Sequence[Edit], task: Task, *, path: obje
 
 
 def describe_edits(edits: Sequence[Edit]) -> str:
-    """Return how many images edits relabel and drop, and the key of what they do."""
-    changed = len({edit.id for edit in edits if edit.action == "relabel"})
-    dropped = len({edit.id for edit in edits if edit.action == "drop"})
-    key = edits_key(edits)
-    return f"{changed:,} image(s) relabelled, {dropped:,} dropped{f' (hash {key})' if key else ''}"
+    """Return how many images edits relabel and how many they drop, each counted once, and the key of what they do."""
+    found, key = effective(edits), edits_key(edits)
+    changed = len(found.relabelled.keys() - found.dropped.keys())
+    return f"{changed:,} image(s) relabelled, {len(found.dropped):,} dropped{f' (hash {key})' if key else ''}"
 
 
 def _check_known(edit: Edit, row: int, task: Task, path: object) -> None:

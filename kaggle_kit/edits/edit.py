@@ -14,6 +14,8 @@ from typing import Literal, get_args
 from kaggle_kit.errors import DataError, did_you_mean
 
 Action = Literal["relabel", "drop", "keep", "undo"]
+Subject = Literal["label", "duplicates", "gray", "empty", "odd", "broken", "brought back"]
+SUBJECTS = frozenset(get_args(Subject))
 _NEEDS = {"relabel": ("id", "head"), "drop": ("id",), "keep": ("id",), "undo": ("of",)}
 _NAMES = ("key", "at", "by", "action", "id", "head", "value", "why", "of")
 
@@ -28,7 +30,8 @@ class Edit:
         id: The image's id.
         head: relabel: which head, or auxiliary head.
         value: relabel: the class as label files write it; several of a multi-label head with its separator between.
-        why: A word on it.
+        why: A word on it. Of a `keep`, what was looked at, a `Subject`; for any other reason it is about everything.
+            `brought back` says of a dropped image that it takes part again, and nothing else.
         by: Who decided.
         at: When: `2026-11-30T12:00:00Z`.
         key: What it is known by: 32 hexadecimal digits.
@@ -149,21 +152,39 @@ def edits_in_force(edits: Sequence[Edit]) -> tuple[Edit, ...]:
 
 
 def edits_key(edits: Sequence[Edit]) -> str:
-    """Return 12 hexadecimal digits that change with what edits do to labels; nothing where they do nothing."""
+    """Return the hash of which images are dropped, and which classes the others are given; nothing where there is none.
+
+    It tells nothing of how that came about: kept, undone and overruled edits, and relabels of dropped images, leave it
+    as it is. A relabel to the class that the label file has anyway is a part of it, for the file is not known here.
+
+    Returns:
+        12 hexadecimal digits, which runs and folds remember.
+    """
     found = effective(edits)
-    if not found.relabelled and not found.dropped:
+    relabelled = {name: heads for name, heads in found.relabelled.items() if name not in found.dropped}
+    if not relabelled and not found.dropped:
         return ""
-    text = json.dumps([found.relabelled, sorted(found.dropped)], sort_keys=True)
+    text = json.dumps([relabelled, sorted(found.dropped)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def edits_that_hold(edits: Sequence[Edit]) -> list[Edit]:
+    """Return the edits but for undone ones and what undoes them; an undo may itself be undone."""
+    undone: set[str] = set()
+    for edit in reversed(edits):  # an undo is behind what it undoes
+        if edit.action == "undo" and edit.key not in undone:
+            undone.add(edit.of)
+    return [edit for edit in edits if edit.action != "undo" and edit.key not in undone]
+
+
+def is_about(why: str, subject: Subject) -> bool:
+    """Return whether a `keep` with this `why` says that an image is right as to a subject."""
+    return why == subject or why not in SUBJECTS
 
 
 def winners(edits: Sequence[Edit]) -> tuple[dict[tuple[str, str], Edit], dict[str, Edit]]:
     """Return the last relabel of each (id, head), and the last drop or keep of each id, of those not undone."""
-    undone: set[str] = set()
-    for edit in reversed(edits):  # an undo is behind what it undoes, and may itself be undone
-        if edit.action == "undo" and edit.key not in undone:
-            undone.add(edit.of)
-    valid = [edit for edit in edits if edit.key not in undone]
+    valid = edits_that_hold(edits)
     about_heads = {(edit.id, edit.head): edit for edit in valid if edit.action == "relabel"}
     return about_heads, {edit.id: edit for edit in valid if edit.action in ("drop", "keep")}
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kaggle_kit.edits.edit import Edit, parse_edit
@@ -14,28 +14,50 @@ from kaggle_kit.errors import DataError
 from kaggle_kit.files import replacing
 
 Say = Callable[[str], None]
+BOM = b"\xef\xbb\xbf"  # which some editors put before a text
 _CUT_OFF = "  <- cut off by a crash"  # what is put behind a line that a crash left unfinished
 
 
 def append_edit(path: Path, edit: Edit) -> None:
-    """Add a decision at the end of a file, which is made where it is absent; it is on the disk afterwards.
+    """Add one decision at the end of a file, as `append_edits` does."""
+    append_edits(path, [edit])
 
-    It is one line in one write, under a lock that a killed process lets go: processes that append at once lose
-    nothing, and a line that a crash cut off is marked as such, for `read_edits` to pass over.
+
+def append_edits(path: Path, edits: Sequence[Edit]) -> None:
+    """Add decisions at the end of a file, which is made where it is absent: all are on the disk afterwards, or none.
+
+    They are one write, under a lock that a killed process lets go: processes that append at once lose nothing. What
+    the disk took of a write that failed is taken back. A line that a crash cut off is marked as such, for `read_edits`
+    to pass over.
+
+    Args:
+        path: The file.
+        edits: In their order.
 
     Raises:
-        DataError: When the disk takes only a part of it.
+        DataError: When the disk takes only a part of them.
+        OSError: When it takes none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
         try:
-            text = (_mended_end(path) + edit.to_line()).encode()
-            if os.write(handle, text) < len(text):
-                raise DataError(f"{path}: the disk took only a part of a line; make room, and decide again")
-            os.fsync(handle)
+            _write_whole(handle, (_mended_end(path) + "".join(edit.to_line() for edit in edits)).encode(), path)
         finally:
             os.close(handle)
+
+
+def _write_whole(handle: int, data: bytes, path: Path) -> None:
+    """Put data at the end of a file and onto the disk, or leave the file as it was."""
+    size, done = os.fstat(handle).st_size, False
+    try:
+        if os.write(handle, data) < len(data):
+            raise DataError(f"{path}: the disk took only a part of a decision; make room, and decide again")
+        os.fsync(handle)
+        done = True
+    finally:
+        if not done:
+            os.ftruncate(handle, size)
 
 
 def read_edits(path: Path, *, say: Say | None = None) -> list[Edit]:
@@ -68,7 +90,26 @@ def edits_from_text(text: str, *, where: object) -> tuple[Edit, ...]:
 
 def _edits_of(content: bytes, path: object, say: Say | None) -> list[Edit]:
     edits: dict[str, Edit] = {}
-    for number, text, is_whole in _lines(content):
+    parse_edits(content.removeprefix(BOM), edits, path=path, say=say)
+    return list(edits.values())
+
+
+def parse_edits(
+    content: bytes, edits: dict[str, Edit], *, path: object, first_line: int = 1, say: Say | None = None
+) -> None:
+    """Add the decisions of lines to those of the lines before, by key.
+
+    Args:
+        content: The lines.
+        edits: {key: decision} of the lines before, in their order.
+        path: The file, for messages.
+        first_line: The number of the first line.
+        say: Told of lines that a crash cut off, which are passed over.
+
+    Raises:
+        DataError: Naming the line that is none.
+    """
+    for number, text, is_whole in _lines(content, first_line):
         where = f"{path} line {number}"
         if text.endswith(_CUT_OFF) or not (is_whole or _is_json(text)):
             if say is not None:
@@ -79,7 +120,6 @@ def _edits_of(content: bytes, path: object, say: Say | None) -> list[Edit]:
             raise DataError(f"{where} has the key of line {edits[edit.key].line}, and says something else; delete one")
         if edit.of and edit.of not in edits:
             raise DataError(f"{where} is an undo of {edit.of!r}, which is in no line before it; delete one of the two")
-    return list(edits.values())
 
 
 def write_edits(edits: Iterable[Edit], path: Path) -> None:
@@ -88,13 +128,13 @@ def write_edits(edits: Iterable[Edit], path: Path) -> None:
         temporary.write_bytes("".join(edit.to_line() for edit in edits).encode())
 
 
-def _lines(content: bytes) -> Iterator[tuple[int, str, bool]]:
+def _lines(content: bytes, first_line: int) -> Iterator[tuple[int, str, bool]]:
     """Yield number, text, and whether its end is there, of each line that is not blank."""
-    parts = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    for number, part in enumerate(parts, start=1):
+    parts = content.split(b"\n")
+    for place, part in enumerate(parts, start=1):
         text = part.decode(errors="replace").rstrip()
         if text:
-            yield number, text, number < len(parts)
+            yield first_line + place - 1, text, place < len(parts)
 
 
 def _is_json(text: str) -> bool:
@@ -117,10 +157,16 @@ def _mended_end(path: Path) -> str:
     return "\n" if _is_json(last.decode(errors="replace")) else f"{_CUT_OFF}\n"
 
 
+def lock_path(path: Path) -> Path:
+    """Return where the lock of a file is: beside it, so that the file may be replaced; of a link, beside its target."""
+    target = Path(os.path.realpath(path))
+    return target.with_name(f".{target.name}.lock")
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which lies beside it, so that the file itself may be replaced meanwhile."""
-    handle = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    """Hold the lock of a file."""
+    handle = os.open(lock_path(path), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _wait_for(handle)
         yield

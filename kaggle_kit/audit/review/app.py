@@ -51,6 +51,7 @@ def make_app(desk: Desk, token: str, *, port: int) -> Starlette:
             Route("/api/state", routes.state),
             Route("/api/queue/{name}", routes.queue),
             Route("/api/decide", routes.decide, methods=["POST"]),
+            Route("/api/keep_rest", routes.keep_rest, methods=["POST"]),
             Route("/api/undo", routes.undo, methods=["POST"]),
             Route("/thumbnail/{row:int}", routes.thumbnail),
             Route("/image/{row:int}", routes.image),
@@ -136,6 +137,11 @@ class _Routes:
         action, queue = _text(values, "action"), _text(values, "queue")
         entry, row = _whole(values, "entry"), _whole(values, "row")
         return await _json(lambda: self._desk.decide(action, queue=queue, entry=entry, row=row, values=labels))
+
+    async def keep_rest(self, request: Request) -> Response:
+        values = await _body(request, {"queue", "count"})
+        queue, count = _text(values, "queue"), _whole(values, "count")
+        return await _json(lambda: self._desk.keep_rest(queue, count=count))
 
     async def undo(self, request: Request) -> Response:
         queue = _text(await _body(request, {"queue"}), "queue")

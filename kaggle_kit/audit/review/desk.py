@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from kaggle_kit.audit.findings import Finding
 from kaggle_kit.audit.pictures import Images
-from kaggle_kit.audit.review.decisions import Decided, decided_images, edits_that_hold
+from kaggle_kit.audit.review.decisions import Decided, decided_images
+from kaggle_kit.audit.review.file_labels import FileLabels
+from kaggle_kit.audit.review.lines import (
+    BROUGHT_BACK,
+    Line,
+    edits_of,
+    last_decision,
+    told_only,
+    told_relabel,
+    told_undo,
+)
 from kaggle_kit.audit.review.pictures import Pictures
-from kaggle_kit.audit.review.queues import QUEUES, SUBJECTS, Entry, Queue, is_open, make_entries, suggestions
-from kaggle_kit.edits import Edit, append_edit, make_edit, read_edits
+from kaggle_kit.audit.review.queues import (
+    ALL_HEADS,
+    DUPLICATE_OF,
+    QUEUES,
+    Entry,
+    Queue,
+    is_open,
+    kept_with,
+    make_entries,
+    note_of,
+    rows_to_keep,
+    suggestions,
+)
+from kaggle_kit.edits import Edit, FollowedFile, append_edits, edits_that_hold, make_edit
 from kaggle_kit.errors import DataError, did_you_mean
 from kaggle_kit.heads import Head
 from kaggle_kit.labels import Labels
@@ -25,17 +46,6 @@ from kaggle_kit.task import Task
 Decision = Literal["relabel", "drop", "keep", "only"]
 MAX_PAGE = 100  # entries a page
 MAX_SHOWN = 60  # images of a group
-KEY_SHARED = 24  # digits of the keys that lines of one decision have in common
-
-
-class _Line(NamedTuple):
-    """What one line of the edits file will say."""
-
-    action: Literal["relabel", "drop", "keep"]
-    row: int
-    head: str = ""
-    value: str = ""
-    why: str = ""
 
 
 class Desk:
@@ -66,14 +76,14 @@ class Desk:
         self.task, self.path, self.by, self.pictures = task, path, by, pictures
         self._images = images
         self._ids, self._splits = images.id.tolist(), images.split.tolist()
-        self._classes = {**labels.classes, **labels.auxiliary}
         label_rows = {name: row for row, name in enumerate(labels.ids.tolist())}
-        self._label_rows = [
+        in_labels = [
             label_rows.get(name, -1) if split == "train" else -1
             for name, split in zip(self._ids, self._splits, strict=True)
         ]
-        self._decidable = [row >= 0 for row in self._label_rows]
-        self._row_of = {self._ids[row]: row for row, place in enumerate(self._label_rows) if place >= 0}
+        self._labels = FileLabels(task, labels, in_labels)
+        self._decidable = [row >= 0 for row in in_labels]
+        self._row_of = {self._ids[row]: row for row, place in enumerate(in_labels) if place >= 0}
         rows = {place: row for row, place in enumerate(zip(self._splits, self._ids, strict=True))}
         self._entries = {queue.name: make_entries(queue, findings, rows, self._decidable) for queue in QUEUES}
         self._places: dict[int, list[tuple[Queue, int]]] = {}
@@ -82,8 +92,8 @@ class Desk:
                 for row in entry.rows:
                     self._places.setdefault(row, []).append((queue, place))
         self._lock = threading.RLock()
-        self._known: tuple[int, int] = (-1, -1)
-        self._edits: list[Edit] = []
+        self._file = FollowedFile(path, say=print_line)
+        self._edits: tuple[Edit, ...] = ()
         self._decided: dict[int, Decided] = {}
         self._open = {
             queue.name: np.array([self._is_open(queue, entry) for entry in self._entries[queue.name]], bool)
@@ -156,22 +166,34 @@ class Desk:
         if action not in get_args(Decision):
             raise DataError(f"action is {action!r}; expected relabel, drop, keep or only")
         asked, found = self._find(queue, entry, row)
-        rows = [one for one in found.rows if self._decidable[one]]
         with self._lock:
             self._refresh()
-            if action == "relabel":
-                lines = self._relabel(asked, found, row, values)
-            elif action == "keep":
-                lines = [_Line("keep", one, why=asked.subject) for one in (rows if asked.grouped else [row])]
-            elif action == "drop":
-                lines = [_Line("drop", row, why=asked.name)]
-            else:
-                others = [one for one in rows if one != row]
-                lines = [_Line("drop", one, why=f"duplicate of {self._ids[row]}") for one in others]
-                lines.append(_Line("keep", row, why=asked.subject))
-            self._append(lines)
-            said = _told(action, self._ids[row], lines)
+            lines, said = self._answer(action, asked, found, row, values)
+            self._write(edits_of(lines, self._ids, self.by))
             return {"said": said, "entry": self._plain_entry(asked, entry), **self._progress()}
+
+    def keep_rest(self, queue: str, *, count: int) -> dict[str, Any]:
+        """Keep all that is still open in a queue, in one decision.
+
+        Args:
+            queue: The queue.
+            count: How many entries are open, as the person sees it: so many are meant.
+
+        Raises:
+            DataError: When others are open meanwhile, nothing being written then; or when the file cannot be written.
+        """
+        asked = self._queue(queue)
+        with self._lock:
+            self._refresh()
+            places = np.flatnonzero(self._open[queue]).tolist()
+            if len(places) != count or not places:
+                raise DataError(
+                    f"{len(places):,} are open in {asked.title!r} now, not {count:,} as you were shown; look again"
+                )
+            entries = [self._entries[queue][place] for place in places]
+            rows = rows_to_keep(asked, entries, self._decided, self._decidable)
+            self._write(edits_of([Line("keep", row, why=asked.subject) for row in rows], self._ids, self.by))
+            return {"said": f"kept {len(rows):,} image(s), all that were left here", **self._progress()}
 
     def undo(self, queue: str = "") -> dict[str, Any]:
         """Make this reviewer's last decision that holds void, all lines of it.
@@ -187,13 +209,12 @@ class Desk:
             mine = [edit for edit in edits_that_hold(self._edits) if edit.by == self.by]
             if not mine:
                 raise DataError(f"there is nothing to undo by {self.by!r}")
-            last = [edit for edit in mine if edit.key[:KEY_SHARED] == mine[-1].key[:KEY_SHARED]]
+            last = last_decision(mine)
             self._write([make_edit("undo", of=edit.key, by=self.by) for edit in reversed(last)])
-            about = " and ".join(sorted({edit.action for edit in last}))
-            about_row = self._row_of.get(last[-1].id, -1)
+            about_row = self._row_of.get(last[0].id, -1)
             places = sorted(self._places.get(about_row, ()), key=lambda place: place[0].name != queue)
             where = {"queue": places[0][0].name, "place": places[0][1]} if places else None
-            return {"said": f"undone: {about} of {last[-1].id}", "where": where, **self._progress()}
+            return {"said": told_undo(last), "where": where, **self._progress()}
 
     def _find(self, name: str, entry: int, row: int) -> tuple[Queue, Entry]:
         """Return the queue and its entry that a decision about a row is taken in."""
@@ -207,59 +228,79 @@ class Desk:
             raise DataError(f"{self._ids[row]!r} is no labelled train image; decisions are about those")
         return queue, entries[entry]
 
-    def _relabel(self, queue: Queue, entry: Entry, row: int, values: Mapping[str, str]) -> list[_Line]:
-        """Return the lines of new classes; of those that the label file gives already the image is kept, too."""
+    def _answer(
+        self, action: str, queue: Queue, entry: Entry, row: int, values: Mapping[str, str]
+    ) -> tuple[list[Line], str]:
+        """Return the lines of a decision, and what is said of it."""
+        name, was_dropped = self._ids[row], self._of(row).dropped
+        if action == "relabel":
+            lines = self._relabel(queue, entry, row, values)
+            return lines, told_relabel(name, lines, was_dropped=was_dropped)
+        if action == "keep":
+            return self._keep(queue, entry, row)
+        if action == "drop":
+            return [Line("drop", row, why=queue.name)], f"dropped {name}"
+        others = [one for one in entry.rows if one != row and self._decidable[one] and not self._of(one).dropped]
+        lines = [Line("drop", one, why=f"{DUPLICATE_OF}{name}") for one in others]
+        note = note_of(queue, entry, self._decidable, self._splits)
+        return [*lines, Line("keep", row, why=queue.subject)], told_only(name, len(others), note)
+
+    def _keep(self, queue: Queue, entry: Entry, row: int) -> tuple[list[Line], str]:
+        rows = kept_with(queue, entry, row, self._decided, self._decidable)
+        if not rows:
+            raise DataError("all of the group were dropped in other queues; undo that there, or relabel one")
+        lines = [Line("keep", one, why=queue.subject) for one in rows]
+        away = sum(self._decidable[one] for one in entry.rows) - len(rows) if queue.grouped else 0
+        if away:
+            return lines, f"kept {len(rows):,} of the group; {away:,} stay dropped, as another queue had it"
+        if len(rows) > 1:
+            return lines, f"kept all {len(rows):,} of the group"
+        return lines, f"kept {self._ids[rows[0]]}{': all its labels are right' if self._asks_all_heads(queue) else ''}"
+
+    def _asks_all_heads(self, queue: Queue) -> bool:
+        return queue.subject == "label" and len(self.task.trained_heads) > 1
+
+    def _relabel(self, queue: Queue, entry: Entry, row: int, values: Mapping[str, str]) -> list[Line]:
+        """Return the lines of new classes.
+
+        Of those that the label file gives already the image is kept, too: then all its labels are right. One that was
+        dropped takes part again.
+        """
         if not values:
             raise DataError("no head is relabelled; expected a class for one at least")
-        checked = {head: self._checked(head, value) for head, value in values.items()}
+        checked = {head: self._labels.checked(head, value) for head, value in values.items()}
         lines = [
-            _Line("relabel", row, head, value, queue.name)
+            Line("relabel", row, head, value, queue.name)
             for head, value in checked.items()
             if value != self._now(row, head)
         ]
-        asked = {one.head: one.label for one in entry.findings[entry.rows.index(row)] if one.head and one.label}
+        asked = {one.head: one.label for one in entry.findings[entry.rows.index(row)] if one.head}
         unanswered = [h for h, label in asked.items() if h not in checked and self._now(row, h) == label]
-        if not lines and unanswered:
+        was_dropped = self._of(row).dropped
+        if not lines and unanswered and not was_dropped:
             raise DataError(f"{self._ids[row]!r} is that already; head {unanswered[0]!r} is still in question")
-        if not lines or any(value == asked.get(head) for head, value in checked.items()):
-            lines.append(_Line("keep", row, why=queue.subject))
+        as_it_is = any(value == asked.get(head) for head, value in checked.items()) if lines else not unanswered
+        if as_it_is or was_dropped:
+            lines.append(Line("keep", row, why=queue.subject if as_it_is else BROUGHT_BACK))
         return lines
 
-    def _append(self, lines: Sequence[_Line]) -> None:
-        """Write the lines of one decision, whose keys begin alike, so that they can be undone together."""
-        edits: list[Edit] = []
-        for number, (action, row, head, value, why) in enumerate(lines):
-            edit = make_edit(action, id=self._ids[row], head=head, value=value, why=why, by=self.by)
-            key = f"{(edits or [edit])[0].key[:KEY_SHARED]}{number:08x}"
-            edits.append(dataclasses.replace(edit, key=key))
-        self._write(edits)
-
     def _write(self, edits: Sequence[Edit]) -> None:
-        written = 0
         try:
-            for edit in edits:
-                append_edit(self.path, edit)
-                written += 1
+            append_edits(self.path, edits)
         except OSError as error:
             raise DataError(
-                f"{self.path} cannot be written ({error.strerror or error}): {'a part of this' if written else 'this'} "
-                "was not decided; make room there, or start again with --edits FILE on another disk"
+                f"{self.path} cannot be written ({error.strerror or error}): this was not decided; make room there, or "
+                "start again with --edits FILE on another disk"
             ) from None
         finally:
             self._refresh()
 
     def _refresh(self) -> None:
         """Read the decisions again where the file has changed: another reviewer may write it too."""
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            known, edits = (-1, -1), []
-        else:
-            known = (status.st_mtime_ns, status.st_size)
-            edits = self._edits if known == self._known else read_edits(self.path, say=print_line)
-        if known == self._known:
+        edits = self._file.edits()
+        if edits is self._edits:
             return
-        self._known, self._edits = known, edits
+        self._edits = edits
         named = decided_images(edits)
         decided = {self._row_of[name]: one for name, one in named.items() if name in self._row_of}
         before, self._decided = self._decided, decided
@@ -267,6 +308,14 @@ class Desk:
             if before.get(row) != decided.get(row):
                 for queue, place in self._places.get(row, ()):
                     self._open[queue.name][place] = self._is_open(queue, self._entries[queue.name][place])
+
+    def _of(self, row: int) -> Decided:
+        return self._decided.get(row) or Decided()
+
+    def _now(self, row: int, head: str) -> str:
+        """Return the class after all decisions."""
+        relabelled = self._of(row).relabelled
+        return relabelled[head] if head in relabelled else self._labels.at(row, head)
 
     def _is_open(self, queue: Queue, entry: Entry) -> bool:
         return is_open(queue, entry, self._decided, self._decidable, self._now)
@@ -282,7 +331,7 @@ class Desk:
             {
                 "name": queue.name,
                 "title": queue.title,
-                "question": queue.question,
+                "question": f"{queue.question} {ALL_HEADS}" if self._asks_all_heads(queue) else queue.question,
                 "grouped": queue.grouped,
                 "count": len(self._entries[queue.name]),
                 "open": int(self._open[queue.name].sum()),
@@ -302,11 +351,12 @@ class Desk:
             "place": place,
             "open": bool(self._open[queue.name][place]),
             "count": len(entry.rows),
+            "note": note_of(queue, entry, self._decidable, self._splits),
             "images": [self._plain_image(queue, row, findings) for row, findings in shown],
         }
 
     def _plain_image(self, queue: Queue, row: int, findings: Sequence[Finding]) -> dict[str, Any]:
-        decided, images = (self._decided.get(row) or Decided()), self._images
+        decided, images = self._of(row), self._images
         size = [int(images.height[row]), int(images.width[row])]
         return {
             "row": row,
@@ -316,63 +366,21 @@ class Desk:
             "broken": str(images.broken[row]),
             "size": size if all(size) else None,
             "mode": str(images.mode[row]),
-            "labels": dict(self._file_labels(row)),
+            "labels": self._labels.of(row),
             "edited": decided.relabelled,
             "dropped": decided.dropped,
-            "kept": decided.is_kept(queue.subject, SUBJECTS),
+            "kept": decided.is_kept(queue.subject),
             "suggested": dict(suggestions(findings)),
             "found": [
                 {
                     "kind": one.kind.replace("_", " "),
                     "head": one.head,
-                    "open": not one.label or not one.head or self._now(row, one.head) == one.label,
+                    "open": not one.head or self._now(row, one.head) == one.label,
                     "detail": one.detail,
                 }
                 for one in findings
             ],
         }
-
-    def _file_labels(self, row: int) -> Iterator[tuple[str, str]]:
-        if self._decidable[row]:
-            for head in self.task.trained_heads:
-                yield head, self._file_label(row, head)
-
-    def _file_label(self, row: int, head: str) -> str:
-        """Return the class that the label file gives, as it writes it; empty where an auxiliary one is not known."""
-        known = self.task.trained_heads[head]
-        value = self._classes[head][self._label_rows[row]]
-        if np.ndim(value):
-            return known.separator.join(known.class_values[one] for one in np.flatnonzero(value))
-        return known.class_values[int(value)] if value >= 0 else ""
-
-    def _now(self, row: int, head: str) -> str:
-        """Return the class after all decisions."""
-        relabelled = (self._decided.get(row) or Decided()).relabelled
-        return relabelled[head] if head in relabelled else self._file_label(row, head)
-
-    def _checked(self, head: str, value: str) -> str:
-        """Return a value as files write it, several classes in their order, refusing what is no class of the head."""
-        known = self.task.trained_heads.get(head)
-        if known is None:
-            raise DataError(f"there is no head {head!r}{did_you_mean(head, self.task.trained_heads)}")
-        is_set = known.kind == "multilabel"
-        parts = [part.strip() for part in value.split(known.separator) if part.strip()] if is_set else [value]
-        for part in parts:
-            if part not in known.class_values:
-                raise DataError(f"{part!r} is no class of head {head!r}{did_you_mean(part, known.class_values)}")
-        return known.separator.join(one for one in known.class_values if one in parts)
-
-
-def _told(action: str, name: str, lines: Sequence[_Line]) -> str:
-    """Return what is said of a decision."""
-    if action == "relabel":
-        changed = ", ".join(f"{line.head} {line.value or 'none'}" for line in lines if line.action == "relabel")
-        return f"{name} is {changed} now" if changed else f"kept {name}: it is that already"
-    if action == "only":
-        return f"kept {name}, dropped {len(lines) - 1:,} like it"
-    if action == "keep" and len(lines) > 1:
-        return f"kept all {len(lines):,} of the group"
-    return f"kept {name}" if action == "keep" else f"dropped {name}"
 
 
 def _plain_head(head: Head) -> dict[str, Any]:

@@ -18,6 +18,7 @@ async function send(action, image, values = {}) {
   say(answer.said);
   redraw(view.here);
   drawHeader();
+  drawRest();
   if (answer.entry.open) { view.head = ""; mark(); } else await onwards();
 }
 
@@ -90,6 +91,22 @@ function digit(key) {
   if (!one) { say(`${key} stands for no class of ${head.name}: r chooses by typing`, true); return null; }
   return send("relabel", image, { [head.name]: one.value });
 }
+async function askRest() {
+  view.state = await call("/api/state"); // another reviewer may have decided since
+  drawHeader();
+  const queue = queueNow(), number = queue ? queue.open : 0;
+  if (!number) { say("nothing is left here", true); return; }
+  view.rest = number;
+  const what = grouped() ? plural(number, "group", "groups") : plural(number, "image", "images");
+  el("resting").textContent = `Keep all that are left in "${queue.title}": ${what}?`;
+  el("rest").showModal();
+}
+async function keepRest() {
+  el("rest").close();
+  const answer = await call("/api/keep_rest", { queue: view.queue, count: view.rest });
+  await open(view.queue);
+  say(answer.said);
+}
 async function undo() {
   const answer = await call("/api/undo", { queue: view.queue });
   const where = answer.where;
@@ -138,10 +155,12 @@ function enlarge(large = !view.large) {
   mark();
 }
 
+const moving = new Set(["ArrowRight", "ArrowLeft", "ArrowDown", "ArrowUp", "j", "i"]); // any other key that is held acts once
+let typing = false; // whether the key that is held was pressed in the chooser
 const does = {
   ArrowRight: () => move(1), j: () => move(1), ArrowLeft: () => move(-1), i: () => move(-1),
   ArrowDown: () => moveRow(1), ArrowUp: () => moveRow(-1), a: accept, k: keep, d: drop, o: only, r: relabel, u: undo, q: nextQueue,
-  h: nextHead, z: () => enlarge(), "[": () => turn(-1), "]": () => turn(1), "?": () => el("keys").showModal(),
+  h: nextHead, K: askRest, z: () => enlarge(), "[": () => turn(-1), "]": () => turn(1), "?": () => el("keys").showModal(),
 };
 
 function press(key, shifted, late = false) { // late: it waited, and no input has taken it meanwhile
@@ -151,6 +170,11 @@ function press(key, shifted, late = false) { // late: it waited, and no input ha
     if (late && key === "Escape") el("chooser").close();
     return false;
   }
+  if (el("rest").open) {
+    if (key === "y") trying(keepRest);
+    if (late && key === "Escape") el("rest").close();
+    return key === "y";
+  }
   if (el("keys").open) { if (key === "?") el("keys").close(); return key === "?"; }
   const work = does[key] || (/^[0-9]$/.test(key) ? () => digit(key) : null);
   if (work) trying(work);
@@ -158,6 +182,8 @@ function press(key, shifted, late = false) { // late: it waited, and no input ha
 }
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
+  if (!event.repeat) typing = el("chooser").open;
+  else if (!moving.has(event.key) && (!typing || event.key === "Enter")) { event.preventDefault(); return; }
   if (busy) { pressed.push([event.key, event.shiftKey]); event.preventDefault(); return; }
   if (event.target.tagName === "BUTTON" && event.key === "Enter" && !el("chooser").open) return;
   if (press(event.key, event.shiftKey)) event.preventDefault();
@@ -168,12 +194,18 @@ wire("previous", () => turn(-1));
 wire("next", () => turn(1));
 wire("undo", undo);
 wire("large", () => enlarge());
+wire("keep-rest", askRest);
+wire("rest-yes", keepRest);
+wire("rest-no", () => el("rest").close());
 wire("help", () => el("keys").showModal());
 el("all").onchange = () => {
   view.all = el("all").checked;
   el("all").blur();
   trying(() => open(view.queue));
 };
+
+el("queues").addEventListener("scroll", fadeQueues);
+window.addEventListener("resize", fadeQueues);
 
 trying(async () => {
   const [asked, place, all] = location.hash.slice(1).split("/");

@@ -12,6 +12,7 @@ from kaggle_kit.audit.pictures import read_images
 from kaggle_kit.audit.review.desk import Desk
 from kaggle_kit.audit.review.pictures import Pictures
 from kaggle_kit.edits import apply_edits, read_edits
+from kaggle_kit.edits.log import lock_path
 from kaggle_kit.errors import DataError
 from kaggle_kit.labels import read_labels, resolve_classes
 from kaggle_kit.task import task_from_plain
@@ -52,13 +53,14 @@ def open_desk(folder: Path, *, edits: Path | None = None, by: str = "", packed: 
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that cannot be appended to, before anybody has decided anything.
+    """Refuse a file that cannot be appended to, or not locked, before anybody has decided anything.
 
     Raises:
         DataError: Saying what is in the way.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder; give --edits the path of a file")
-    place = path if path.exists() else next(one for one in path.absolute().parents if one.exists())
-    if not os.access(place, os.W_OK):
-        raise DataError(f"{path} cannot be written: {place} is read-only; give --edits FILE elsewhere")
+    for place in (path, lock_path(path)):
+        there = place if place.exists() else next(one for one in place.absolute().parents if one.exists())
+        if not os.access(there, os.W_OK):
+            raise DataError(f"{path} cannot be written: {there} is read-only; give --edits FILE elsewhere")

@@ -84,6 +84,15 @@ function drawHeader() {
   }))));
   const here = el("queues").querySelector(".here");
   if (here) here.scrollIntoView({ block: "nearest", inline: "nearest" });
+  fadeQueues();
+}
+function fadeQueues() { // where there are more than fit
+  const { scrollLeft, scrollWidth, clientWidth, classList } = el("queues");
+  classList.toggle("before", scrollLeft > 4);
+  classList.toggle("after", scrollLeft + clientWidth < scrollWidth - 4);
+}
+function drawRest() {
+  el("keep-rest").hidden = !queueNow() || queueNow().open < 2;
 }
 
 async function open(queue, { start = 0, before = null, at = null } = {}) {
@@ -114,6 +123,7 @@ function draw() {
   el("place").textContent = view.count ? `${(view.before + 1).toLocaleString("en")}-${last.toLocaleString("en")} of ${view.count.toLocaleString("en")}` : "";
   el("previous").disabled = view.before === 0;
   el("next").disabled = last >= view.count;
+  drawRest();
   el("question").textContent = queueNow() ? queueNow().question : "";
   drawLegend();
 }
@@ -122,10 +132,11 @@ function drawLegend() {
   const image = chosenImage(), head = image && image.decidable ? activeHead(image) : null;
   const digits = head && !grouped() && head.kind !== "multilabel" ? [..."1234567890"] : [];
   const known = digits.map((digit) => [digit, classOfDigit(head, digit)]).filter(([, one]) => one);
-  const plain = known.every(([digit, one]) => one.name === digit);
-  const parts = known.map(([digit, one]) => make("span", {}, make("b", {}, digit), one.name));
-  const title = several() && head ? make("span", {}, `${head.name}:`) : "";
-  el("legend").replaceChildren(...(known.length && !plain ? [title, ...parts] : []));
+  const plain = known.every(([digit, one]) => one.name === digit), rest = head ? head.classes.length - known.length : 0;
+  const parts = plain ? [] : known.map(([digit, one]) => make("span", {}, make("b", {}, digit), one.name));
+  const more = known.length && rest > 0 ? [make("span", {}, plain ? "others than digits:" : "others:", make("b", { className: "key" }, "r"))] : [];
+  const title = several() && head && parts.length + more.length ? [make("span", {}, `${head.name}:`)] : [];
+  el("legend").replaceChildren(...title, ...parts, ...more);
 }
 
 function drawNothing() {
@@ -145,7 +156,8 @@ function drawEntry(entry, at) {
   const inside = grouped() ? make("div", { className: "group" }, ...images) : images[0];
   return make("article", {
     className: `entry${at === view.here ? " here" : ""}${entry.open ? "" : " settled"}`, onclick: () => point(at),
-  }, inside, more > 0 ? make("p", { className: "found" }, `and ${more.toLocaleString("en")} more like these`) : null, drawDoing(entry, at));
+  }, inside, more > 0 ? make("p", { className: "found" }, `and ${more.toLocaleString("en")} more like these`) : null,
+  entry.note ? make("p", { className: "found" }, entry.note) : null, drawDoing(entry, at));
 }
 
 const takeable = (image) => Object.entries(image.suggested).filter(([name, value]) => {

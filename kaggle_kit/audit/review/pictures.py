@@ -149,14 +149,22 @@ class Pictures:
 
     def _read_asked(self) -> None:
         """Read parts of files, that of the last asked image first, until all that was asked for is there."""
-        while True:
+        try:
+            while (row := self._next_asked()) is not None:
+                if row not in self._failed and self._find(row) is None:
+                    self._read_part(self._part_of(row), row)
+        finally:
             with self._lock:
-                if not self._asked:
+                if self._reader is threading.current_thread():  # an error ends it: the next one asked for has another
                     self._reader = None
-                    return
-                row = self._asked.pop()
-            if row not in self._failed and self._find(row) is None:
-                self._read_part(self._part_of(row), row)
+
+    def _next_asked(self) -> int | None:
+        """Return the row that was asked for last; None where there is none, and the reader with it."""
+        with self._lock:
+            if self._asked:
+                return self._asked.pop()
+            self._reader = None
+            return None
 
     def _part_of(self, row: int) -> Part:
         split, place = self._places[row]
@@ -167,17 +175,20 @@ class Pictures:
         split, places = part
         named = ((place, self._rows[split].get(place, -1)) for place in places)
         rows = {place: row for place, row in named if row in self._wanted or row == asked}
+        reason = "reading its file failed; the terminal says why"
         try:
             for chunk in self._sources[split].chunks(start=places.start, stop=places.stop):
                 for place in range(chunk.start, chunk.stop):
                     if self._closed:
+                        rows.clear()  # not read, and not failed either
                         return
                     if place in rows and str(chunk.ids[place - chunk.start]) not in chunk.broken:
                         self._save(rows.pop(place), encode_png(_bounded(chunk.images[place - chunk.start])))
             reason = "it is broken"
         except (KitError, OSError) as error:
             reason = str(error)
-        self._failed.update(dict.fromkeys(rows.values(), reason))
+        finally:
+            self._failed.update(dict.fromkeys(rows.values(), reason))
 
 
 def _is_slow(source: Source) -> bool:

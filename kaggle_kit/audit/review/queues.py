@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 from kaggle_kit.audit.findings import Finding, Kind
 from kaggle_kit.audit.review.decisions import Decided
+from kaggle_kit.edits import Subject
 
+ALL_HEADS = "To keep an image is to say that its labels are right in all heads."  # where there are several
+DUPLICATE_OF = "duplicate of "  # why others of a group are dropped, and the id of the one that is kept
 Current = Callable[[int, str], str]  # (row, head) -> the class of now, as files write it
 
 
@@ -28,7 +31,7 @@ class Queue:
     title: str
     kinds: tuple[Kind, ...]
     question: str
-    subject: str
+    subject: Subject
     grouped: bool = False
 
 
@@ -52,7 +55,7 @@ QUEUES = (
         title="Duplicates",
         kinds=("exact_duplicate", "near_duplicate"),
         question="Keep one of each group, or all. Groups whose labels contradict each other come first, then those "
-        "that lie across train and test.",
+        "that lie across train and test; last those with one train image alone, of which nothing need be dropped.",
         subject="duplicates",
         grouped=True,
     ),
@@ -86,7 +89,6 @@ QUEUES = (
         subject="broken",
     ),
 )
-SUBJECTS = frozenset(queue.subject for queue in QUEUES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +107,7 @@ class Entry:
 def make_entries(
     queue: Queue, findings: Iterable[Finding], rows: Mapping[tuple[str, str], int], decidable: Sequence[bool]
 ) -> tuple[Entry, ...]:
-    """Return what a queue holds, in the order of the findings: the worst first.
+    """Return what a queue holds, in the order of the findings: the worst first, groups with nothing to choose last.
 
     Args:
         queue: Which findings.
@@ -121,11 +123,48 @@ def make_entries(
         row = rows[one.split, one.id]
         place: object = ("group", one.group) if queue.grouped else row
         together.setdefault(place, {}).setdefault(row, []).append(one)
-    return tuple(
+    made = (
         Entry(rows=tuple(sorted(members)), findings=tuple(tuple(members[row]) for row in sorted(members)))
         for members in together.values()
         if any(decidable[row] for row in members) and len(members) > queue.grouped
     )
+    return tuple(sorted(made, key=lambda entry: queue.grouped and not has_choice(entry, decidable)))
+
+
+def has_choice(entry: Entry, decidable: Sequence[bool]) -> bool:
+    """Return whether one image of a group can be kept and another dropped."""
+    return sum(decidable[row] for row in entry.rows) > 1
+
+
+def note_of(queue: Queue, entry: Entry, decidable: Sequence[bool], splits: Sequence[str]) -> str:
+    """Return why there is nothing to drop in a group; empty where there is."""
+    if not queue.grouped or has_choice(entry, decidable):
+        return ""
+    others = {splits[row] for row in entry.rows if not decidable[row]}
+    return f"nothing to drop: the others are in the test{'' if others == {'test'} else ', or have no label'}"
+
+
+def kept_with(
+    queue: Queue, entry: Entry, row: int, decided: Mapping[int, Decided], decidable: Sequence[bool]
+) -> list[int]:
+    """Return the rows that keeping one keeps: it alone, or all of its group but what other queues dropped."""
+    if not queue.grouped:
+        return [row]
+    known = ((one, decided.get(one) or Decided()) for one in entry.rows if decidable[one])
+    return [
+        one
+        for one, done in known
+        if not done.dropped or done.dropped_for == queue.name or done.dropped_for.startswith(DUPLICATE_OF)
+    ]
+
+
+def rows_to_keep(
+    queue: Queue, entries: Iterable[Entry], decided: Mapping[int, Decided], decidable: Sequence[bool]
+) -> list[int]:
+    """Return the rows of entries that are neither dropped nor kept yet, each once."""
+    found = dict.fromkeys(row for entry in entries for row in entry.rows if decidable[row])
+    known = ((row, decided.get(row) or Decided()) for row in found)
+    return [row for row, one in known if not one.dropped and not one.is_kept(queue.subject)]
 
 
 def is_open(
@@ -145,10 +184,10 @@ def is_open(
     """
     rows = [row for row in entry.rows if decidable[row]]
     left = [row for row in rows if not (decided.get(row) or Decided()).dropped]
-    asked = [row for row in left if not (decided.get(row) or Decided()).is_kept(queue.subject, SUBJECTS)]
+    asked = [row for row in left if not (decided.get(row) or Decided()).is_kept(queue.subject)]
     if not asked or (queue.grouped and len(left) == 1 < len(rows)):
         return False
-    about_labels = [one for one in entry.findings[0] if one.head and one.label]
+    about_labels = [one for one in entry.findings[0] if one.head]
     if queue.subject != "label" or not about_labels:
         return True
     return any(now(entry.rows[0], one.head) == one.label for one in about_labels)
