@@ -99,6 +99,7 @@ def audit_data(options: argparse.Namespace) -> tuple[Result, int]:
         map_method=options.map,
         seed=options.seed,
         called=options.task,
+        folds_file=options.folds,
     )
     audit = examine(read_task(options.task), options.data, options.out, asked, say=say)
     report = options.out / REPORT
@@ -118,8 +119,11 @@ def format_audit(audit: Audit) -> Iterator[str]:
         few, many = int(head.count.min()), int(head.count.max())
         yield f"  {name}: {len(head.values)} classes of {few:,} to {many:,} images"
     for kind, number in audit.numbers().items():
-        if number:
-            yield f"  {number:>7,} {_WORDS[kind]}"
+        doubts = number - audit.after.num_issues if kind == "label_issue" and audit.after is not None else 0
+        if number - doubts:
+            yield f"  {number - doubts:>7,} {_WORDS[kind]}"
+        if doubts:
+            yield f"  {doubts:>7,} more of which the model says otherwise"
     if audit.drift is not None:
         yield f"  {audit.drift.text}"
     yield from (f"  note: {note}" for note in audit.notes)

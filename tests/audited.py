@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kaggle_kit.audit.hashing import perceptual_hashes
 from kaggle_kit.audit.measure import measure
 from kaggle_kit.audit.pictures import Images
 from kaggle_kit.labels import Labels
@@ -49,7 +48,6 @@ def images_of(pictures: list[np.ndarray], *, num_test: int = 0, **columns: Any) 
         content=np.array([one.content for one in measures], np.float32),
         colourfulness=np.array([one.colourfulness for one in measures], np.float32),
         pixel_hash=np.array([one.pixel_hash.hex() for one in measures], np.str_),
-        phash=perceptual_hashes(shown),
         thumbnails=shown,
     )
     return dataclasses.replace(images, **columns)

@@ -7,23 +7,29 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pytest
 from audited import files_task, scene, write_files
-from conftest import Toy
+from conftest import Toy, random_run
+from pyarrow import parquet
 
+import kaggle_kit.audit.kept as kept
 import kaggle_kit.audit.survey as survey
-from kaggle_kit.audit.advice import Commands
 from kaggle_kit.audit.duplicates import duplicate_groups
 from kaggle_kit.audit.embeddings import embed_images
 from kaggle_kit.audit.examine import Audit, Options, examine
 from kaggle_kit.audit.findings import load_findings
 from kaggle_kit.audit.pictures import column_names, read_images
+from kaggle_kit.audit.report import write_report
 from kaggle_kit.edits import append_edit, make_edit
-from kaggle_kit.errors import DataError
+from kaggle_kit.errors import DataError, SettingError
+from kaggle_kit.folds import make_folds
 from kaggle_kit.labels import read_labels
 from kaggle_kit.packing.competition import pack_train
+from kaggle_kit.predictions import Predictions
 from kaggle_kit.sample import make_sample
-from kaggle_kit.task import read_task, task_from_plain, task_to_plain
+from kaggle_kit.tables import write_rows
+from kaggle_kit.task import Task, read_task, task_from_plain, task_to_plain
 
 PCA = Options(map_method="pca")
 
@@ -65,8 +71,7 @@ def test_wide_parquet_with_two_heads_is_audited_whole(wide: Toy, tmp_path: Path)
     (group,) = audit.duplicates.of_kind("exact")
     assert audit.images.id[list(group.rows)].tolist() == ["Train_0", "Train_1"]
     assert group.contradicts == ("vowel",)
-    assert audit.label_text(0) == "root=0 vowel=0"
-    assert audit.label_text(49) == ""
+    assert [audit.labels.classes[head][0] for head in ("root", "vowel")] == [0, 0]
     assert ("root", "vowel") in audit.counts.together
 
 
@@ -194,7 +199,6 @@ def test_class_folders_are_audited(tmp_path: Path) -> None:
     )
     audit = examine(task, tmp_path / "data", tmp_path / "audit", PCA)
     assert audit.counts.heads["kind"].count.tolist() == [3, 3]
-    assert audit.label_text(0) == "cat"
 
 
 def test_arrays_and_packed_stores_are_audited(wide: Toy, tmp_path: Path) -> None:
@@ -244,12 +248,6 @@ def test_decisions_stay_and_the_audit_says_that_it_does_not_apply_them(files: To
     assert not audit.duplicates.near_searched
 
 
-def test_commands_can_be_copied_even_with_blanks_in_names(tmp_path: Path) -> None:
-    commands = Commands(task="my task.yaml", data=Path("a b"), folder=Path("c d"))
-    assert commands.review() == "kaggle-kit review 'c d'"
-    assert commands.folds() == "kaggle-kit folds 'my task.yaml' 'a b' --out folds.parquet --audit 'c d'"
-
-
 def test_the_same_data_gives_the_same_findings(files: Toy, tmp_path: Path) -> None:
     first, second = (examine(files.task, files.data, tmp_path / name, PCA) for name in ("one", "two"))
     assert first.findings == second.findings
@@ -265,7 +263,8 @@ def test_edits_change_labels_and_take_dropped_images_out_of_the_findings(wide: T
     assert "exact_duplicate" in kinds_of(before)
     assert "exact_duplicate" not in kinds_of(after)
     assert "missing_label" not in kinds_of(after)
-    assert after.label_text(2).startswith("root=2 ")
+    assert after.labels.classes["root"][after.labels.ids == "Train_2"] == [2]
+    assert any("--edits" in step.command for step in after.advice)
     assert after.counts.num_labelled == before.counts.num_labelled - 1
 
 
@@ -287,3 +286,102 @@ def test_folds_of_an_audit_are_counted(trained: tuple[Toy, list], tmp_path: Path
     assert audit.counts.fold_sizes.sum() == 48
     assert audit.fold_of()[-2:].tolist() == [-1, -1]
     assert set(audit.fold_of()[:48].tolist()) == {0, 1}
+
+
+def test_runs_that_will_not_do_are_refused_before_any_image_is_read(
+    wide: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folds = make_folds(read_labels(wide.task, wide.data), "stratified", num_folds=2, seed=0)
+    run = random_run(wide, tmp_path / "runs" / "a", folds)
+    other = dataclasses.replace(wide.task.heads["root"], classes=("a", "b", "c"), values=("0", "1", "2"))
+    task = dataclasses.replace(wide.task, heads={**wide.task.heads, "root": other})
+    monkeypatch.setattr(survey, "_measure_all", lambda *_: pytest.fail("an image was read"))
+    with pytest.raises(DataError, match="head 'root' has 3 classes in .*: the run lacks 'a', 'b', 'c' and has '0'"):
+        examine(task, wide.data, tmp_path / "audit", dataclasses.replace(PCA, runs=(run.folder,)))
+    with pytest.raises(DataError, match="nowhere holds no finished run"):
+        examine(wide.task, wide.data, tmp_path / "audit", dataclasses.replace(PCA, embeddings=tmp_path / "nowhere"))
+    run.checkpoint(0).unlink()
+    with pytest.raises(DataError, match="best.safetensors is missing: run 'a' has no network to ask"):
+        examine(wide.task, wide.data, tmp_path / "audit", dataclasses.replace(PCA, embeddings=run.folder))
+
+
+def test_what_takes_long_is_named_before_it_begins(files: Toy, tmp_path: Path) -> None:
+    said: list[str] = []
+    examine(files.task, files.data, tmp_path / "audit", PCA, say=said.append)
+    assert [line for line in said if line.endswith(" ...")] == [f"{line.split(':')[0]} ..." for line in said[1::2]]
+    assert "map ..." in said and said[said.index("map ...") + 1].startswith("map: ")
+
+
+def test_near_duplicates_left_out_and_umap_asked_for_do_not_go_together(files: Toy, tmp_path: Path) -> None:
+    pytest.importorskip("umap", reason="without umap-learn, which the extra map brings, that is refused first")
+    with pytest.raises(SettingError, match="--fast leaves out UMAP, and --map umap asks for it"):
+        examine(files.task, files.data, tmp_path / "audit", Options(fast=True, map_method="umap"))
+    assert not (tmp_path / "audit").exists()
+
+
+def test_a_second_audit_draws_no_map_and_compares_no_splits(
+    files: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = examine(files.task, files.data, tmp_path / "audit", PCA)
+    for name in ("draw_map", "compare_splits"):
+        monkeypatch.setattr(kept, name, lambda *_, **__: pytest.fail("it was made again"))
+    again = examine(files.task, files.data, tmp_path / "audit", PCA)
+    assert first.map is not None and again.map is not None
+    assert np.array_equal(first.map.x, again.map.x) and np.array_equal(first.map.rows, again.map.rows)
+
+
+def encoded_parquet(data: Path) -> Task:
+    """Write a competition of encoded images in parquet: one broken, two equal, two without a label."""
+    data.mkdir()
+    for split, number in (("train", 30), ("test", 6)):
+        blobs = [png(scene(row + 100 * (split == "test"))) for row in range(number)]
+        if split == "train":
+            blobs[3], blobs[5] = b"broken", blobs[4]
+        table = {"id": [f"{split}/{row}" for row in range(number)], "image": [{"bytes": blob} for blob in blobs]}
+        parquet.write_table(pa.table(table), data / f"{split}_0.parquet", row_group_size=4)
+    write_rows(data / "train.csv", ["id", "kind"], [[f"train/{row}", row % 2] for row in range(28)])
+    write_rows(data / "sample_submission.csv", ["id", "kind"], [[f"test/{row}", 0] for row in range(6)])
+    images = {"format": "encoded_parquet", "train": "train_*.parquet", "test": "test_*.parquet", "image": "image"}
+    return files_task(
+        images={**images, "id": "id", "channels": 3},
+        labels={"id": "id"},
+        submission={"form": "row_per_image", "id": "id", "target": "kind"},
+    )
+
+
+def test_encoded_parquet_is_audited_whole(tmp_path: Path) -> None:
+    task = encoded_parquet(tmp_path / "data")
+    audit = examine(task, tmp_path / "data", tmp_path / "audit", PCA)
+    found = kinds_of(audit)
+    assert audit.counts.num_images == {"train": 30, "test": 6} and audit.counts.num_labelled == 28
+    assert (found["broken"], found["missing_label"]) == ({"train/3"}, {"train/28", "train/29"})
+    assert found["exact_duplicate"] == {"train/4", "train/5"}
+    (group,) = audit.duplicates.of_kind("exact")
+    assert group.contradicts == ("kind",)
+    assert "train/3" in write_report(audit, tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_multi_label_task_is_audited_whole_with_a_run(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_files(data, {f"{row}.png": scene(row) for row in range(60)}, {"t.png": scene(100)})
+    tags = {"tags": {"classes": ["sea", "sky", "land"], "kind": "multilabel"}}
+    submission = {"form": "row_per_image", "id": "image", "target": "tags"}
+    task = files_task(heads=tags, metric="macro_f1", submission=submission, stored={"height": 60, "width": 80})
+    sets = [["sea"] * (row % 2) + ["sky"] * (row % 3 == 0) + ["land"] for row in range(60)]
+    sets[7] = ["sky", "land"]  # and its picture shows the sea
+    write_rows(data / "train.csv", ["image", "tags"], [[f"{row}.png", " ".join(one)] for row, one in enumerate(sets)])
+    toy = Toy(task=task, data=data, hidden=data)
+    run = random_run(
+        toy, tmp_path / "runs" / "a", make_folds(read_labels(task, data), "stratified", num_folds=2, seed=0)
+    )
+    sound = np.array([[row % 2, row % 3 == 0, 1] for row in range(60)])
+    ids = np.array([f"{row}.png" for row in range(60)])
+    probs = np.where(sound > 0, 0.9, 0.1).astype(np.float32)
+    Predictions(ids=ids, probs={"tags": probs}, multilabel=("tags",)).save(run.oof_file)
+    audit = examine(task, data, tmp_path / "audit", dataclasses.replace(PCA, runs=(run.folder,)))
+    (issue,) = [one for one in audit.findings if one.kind == "label_issue"]
+    assert (issue.id, issue.label, issue.suggested) == ("7.png", "sky land", "sea land")
+    assert issue.detail == "sea 90%, labelled without; sky 10%, labelled with"
+    assert audit.after is not None and audit.after.heads[0].note.startswith("1 of 3 classes were not looked at")
+    text = write_report(audit, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "tags: 1 label looks wrong" in text and "1 of 3 classes were not looked at" in text

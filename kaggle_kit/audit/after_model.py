@@ -1,14 +1,11 @@
 """What a model stumbles over, from out-of-fold predictions: what it confuses, what it loses most on, wrong labels.
 
-Label issues are found by confident learning (Northcutt et al. 2021, https://jair.org/index.php/jair/article/view/12125)
-as the package cleanlab does it. Only out-of-fold predictions will do: a network repeats the wrong labels it was trained
-on.
+Only out-of-fold predictions will do: a network repeats the wrong labels it was trained on.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,25 +15,25 @@ import numpy.typing as npt
 
 from kaggle_kit.audit.duplicates import label_of
 from kaggle_kit.audit.findings import Finding
-from kaggle_kit.ensemble import mean_probs
-from kaggle_kit.errors import DataError, some_of
+from kaggle_kit.audit.label_issues import find_issues, is_pruned
+from kaggle_kit.audit.run_predictions import RunPredictions, gather_predictions
+from kaggle_kit.errors import some_of
 from kaggle_kit.heads import Head
 from kaggle_kit.labels import Labels
 from kaggle_kit.metrics import confusion_matrix, row_losses
-from kaggle_kit.predictions import Predictions, Probs
+from kaggle_kit.predictions import Probs
 from kaggle_kit.runs import Run
 from kaggle_kit.tables import Text, rows_of
 from kaggle_kit.task import Task
 
-Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 PAIRS = 15  # most confused ones kept a head
 LOSSES = 200  # images of the highest losses kept
 COMBINATIONS = 100  # never got right, kept
 FEWEST = 3  # images of a combination before "never right" says anything
-BESIDE = 2  # issues at most, in multiples of those that confident learning prunes
-FEWEST_ISSUES = 20  # images of a head below which confident learning has no base
+WEAK = 0.15  # share of a head's decisions; a model that errs on more is no judge of labels
+UNSAID = 0.01  # share of the images that lie in classes which the model never says: of more, neither
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,9 @@ class HeadLook:
         matrix: (C, C) images by label and by prediction; of a multi-label head (C, 2, 2), each class's own: absent and
             present by label, then by prediction at 0.5.
         pairs: The most confused ones, most first; none for a multi-label head.
-        num_issues: Labels that confident learning finds wrong; None where it could not look, and `note` says why.
+        num_issues: Labels that confident learning finds wrong; None where it could not look, and `note` says why. Of
+            a weak model most of them are the model's own errors.
+        num_doubts: Findings beside these: the model says otherwise, and may err.
         note: One sentence; empty where all went well.
     """
 
@@ -77,7 +76,42 @@ class HeadLook:
     matrix: Ints
     pairs: tuple[ConfusedPair, ...]
     num_issues: int | None
+    num_doubts: int = 0
     note: str = ""
+
+    @property
+    def errs(self) -> float:
+        """The share of the head's decisions that differ from the labels, 0 to 1."""
+        right = np.trace(self.matrix, axis1=-2, axis2=-1).sum()
+        return float(1 - right / max(int(self.matrix.sum()), 1))
+
+    @property
+    def never_said(self) -> tuple[str, ...]:
+        """Names of the classes that several images show and the model never says, most images first."""
+        return tuple(self.class_names[place] for place in self._unsaid())
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether the model is no judge of this head's labels: it errs on many, or never says some classes."""
+        return self.errs > WEAK or self._shown[self._unsaid()].sum() > UNSAID * self._shown.sum()
+
+    @property
+    def weakness(self) -> str:
+        """What speaks against the model as a judge, such as "errs on 38% of kind itself"; empty: nothing."""
+        if not self.is_weak:
+            return ""
+        unsaid = [f"never predicts {some_of(self.never_said)}"] * bool(self.never_said)
+        return " and ".join([f"errs on {self.errs:.0%} of {self.head} itself", *unsaid])
+
+    @property
+    def _shown(self) -> Ints:
+        return np.asarray(self.matrix[:, 1].sum(axis=1) if self.matrix.ndim == 3 else self.matrix.sum(axis=1))
+
+    def _unsaid(self) -> list[int]:
+        shown = self._shown
+        said = self.matrix[:, :, 1].sum(axis=1) if self.matrix.ndim == 3 else self.matrix.sum(axis=0)
+        order = np.argsort(-shown, kind="stable").tolist()
+        return [place for place in order if shown[place] >= FEWEST and not said[place]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +141,8 @@ class AfterModel:
         truth: {head: (n,) class indices, or (n, C) of 0 and 1}.
         heads: Head by head.
         combinations: Never got right, most images first; none where there is one head.
-        findings: Of kinds `label_issue` and `top_loss`, worst first within each.
+        findings: Of kinds `label_issue` and `top_loss`, worst first within each; of label issues those that confident
+            learning prunes come before the others, which `label_issues.is_pruned` tells.
     """
 
     runs: tuple[str, ...]
@@ -119,60 +154,51 @@ class AfterModel:
     combinations: tuple[Combination, ...]
     findings: tuple[Finding, ...]
 
+    @property
+    def num_issues(self) -> int:
+        """Labels that confident learning finds wrong, of all heads."""
+        return sum(head.num_issues or 0 for head in self.heads)
 
-def look_after_model(
-    task: Task, labels: Labels, runs: Sequence[Run], *, say: Callable[[str], object] = lambda _: None
-) -> AfterModel:
+
+def look_after_model(task: Task, labels: Labels, runs: Sequence[Run]) -> AfterModel:
     """Look at what runs said out of fold of the labelled images.
 
     Args:
         task: The competition.
         labels: As they are now, edits applied.
         runs: Finished runs on these data; each image counts that all of them predicted.
-        say: Told what was left out.
 
     Raises:
-        DataError: When no image has both labels and a prediction of every run, or a run lacks a head.
+        DataError: When no image has both labels and a prediction of every run, or a run lacks a head or has other
+            classes.
     """
-    given = [run.oof() for run in runs]
-    for run, one in zip(runs, given, strict=True):
-        lacking = [head for head in task.heads if head not in one.probs]
-        if lacking:
-            raise DataError(f"{run.folder} does not predict head(s) {some_of(lacking)}; give runs of this task")
-    ids = _common(labels.ids, given)
-    if not len(ids):
-        raise DataError(
-            f"no labelled image has a prediction of {some_of([str(run.folder) for run in runs])}; are these runs of "
-            "other data?"
-        )
-    unpredicted = len(labels) - len(ids)
-    if unpredicted:
-        say(f"{unpredicted:,} of {len(labels):,} labelled images have no out-of-fold prediction of every run")
-    aligned = [one.align(ids).probs for one in given]
-    probs = mean_probs([{head: one[head] for head in task.heads} for one in aligned])
-    taken = labels.take(rows_of(ids, labels.ids))
+    return look_at_predictions(task, labels, gather_predictions(task, labels, runs))
+
+
+def look_at_predictions(task: Task, labels: Labels, said: RunPredictions) -> AfterModel:
+    """Look at out-of-fold predictions that were gathered.
+
+    Args:
+        task: The competition.
+        labels: Those that the predictions were gathered for.
+        said: The predictions.
+    """
+    taken, probs = labels.take(rows_of(said.ids, labels.ids)), said.probs
     looks, issues = [], list[Finding]()
     for head in task.heads.values():
         look, found = _look_at_head(head, taken, probs[head.name], task)
         looks.append(look)
         issues.extend(found)
     return AfterModel(
-        runs=tuple(run.name for run in runs),
-        ids=ids,
-        unpredicted=unpredicted,
+        runs=said.runs,
+        ids=said.ids,
+        unpredicted=said.unpredicted,
         probs=probs,
         truth={head: taken.classes[head] for head in task.heads},
         heads=tuple(looks),
         combinations=tuple(islice(_never_right(task, taken, probs), COMBINATIONS)),
         findings=(*sorted(issues, key=lambda one: -one.score), *_top_losses(task, taken, probs)),
     )
-
-
-def _common(ids: Text, given: Sequence[Predictions]) -> Text:
-    there = np.ones(len(ids), bool)
-    for one in given:
-        there &= np.isin(ids, one.ids)
-    return ids[there]
 
 
 def _look_at_head(
@@ -186,18 +212,15 @@ def _look_at_head(
     else:
         matrix = confusion_matrix(truth, probs.argmax(axis=1), head.num_classes)
         pairs = tuple(_confused(head, matrix))
-    note = ""
-    issues: list[Finding] | None = None
-    if len(truth) < FEWEST_ISSUES:
-        note = f"{len(truth):,} images are too few to tell wrong labels by"
-    else:
-        issues, note = _label_issues(head, labels, probs, task)
+    issues, note = find_issues(head, labels, probs, task)
+    pruned = sum(map(is_pruned, issues or []))
     return HeadLook(
         head=head.name,
         class_names=tuple(map(str, head.class_names)),
         matrix=np.asarray(matrix, np.int64),
         pairs=pairs,
-        num_issues=None if issues is None else len(issues),
+        num_issues=None if issues is None else pruned,
+        num_doubts=len(issues or []) - pruned,
         note=note,
     ), issues or []
 
@@ -214,91 +237,6 @@ def _confused(head: Head, matrix: Ints) -> Iterator[ConfusedPair]:
                 share=float(wrong[label, said] / matrix[label].sum()),
                 reverse=int(wrong[said, label]),
             )
-
-
-def _label_issues(
-    head: Head, labels: Labels, probs: npt.NDArray[np.float32], task: Task
-) -> tuple[list[Finding] | None, str]:
-    """Return labels that confident learning finds wrong, worst first, and a note where it cannot look."""
-    truth = labels.classes[head.name]
-    try:
-        rows, quality = _multilabel_issues(truth, probs) if head.kind == "multilabel" else _issues(truth, probs)
-    except ModuleNotFoundError:
-        return None, "wrong labels were not looked for: cleanlab is not installed; pip install 'kaggle_kit[audit]'"
-    found = []
-    for row in rows.tolist():
-        if head.kind == "multilabel":
-            chosen = np.flatnonzero(probs[row] >= 0.5)
-            suggested = head.separator.join(head.class_values[one] for one in chosen)
-            detail = f"of {head.name!r}, each class by itself"
-        else:
-            said = int(probs[row].argmax())
-            suggested = head.class_values[said]
-            sure, labelled = float(probs[row, said]), float(probs[row, truth[row]])
-            detail = f"{sure:.0%} {head.class_names[said]}, {labelled:.0%} as labelled"
-        found.append(
-            Finding(
-                kind="label_issue",
-                id=str(labels.ids[row]),
-                split="train",
-                head=head.name,
-                label=label_of(labels, task, head.name, row),
-                suggested=suggested,
-                score=float(1 - quality[row]),
-                detail=detail,
-            )
-        )
-    return [one for one in found if one.suggested != one.label], ""
-
-
-def _issues(truth: Ints, probs: npt.NDArray[np.float32]) -> tuple[Ints, Floats]:
-    """Return rows whose label is likely wrong, worst first, and (n,) the quality of each label, 0 to 1.
-
-    What the model says otherwise with a probability that beats the label's own is an issue: the given label's
-    probability ranks it. Confident learning's own pruning comes first; it misses some where a small model is hardly
-    sure of anything, so that as many again follow.
-    """
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
-
-    shown = np.unique(truth)  # cleanlab wants every class to be there
-    dense, own = np.searchsorted(shown, truth), _of_classes(probs, shown)
-    if len(shown) < 2:
-        return np.zeros(0, np.int64), np.ones(len(truth))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on classes with few images; the report counts them
-        pruned = find_label_issues(dense, own, filter_by="both", n_jobs=1)
-        quality = np.asarray(get_label_quality_scores(dense, own, method="normalized_margin"), np.float64)
-    otherwise = probs.argmax(axis=1) != truth
-    rows = np.flatnonzero(otherwise)
-    worst = rows[np.lexsort((quality[rows], ~pruned[rows]))][: BESIDE * int(pruned.sum())]
-    return worst, _ranked(quality, rows, pruned)
-
-
-def _ranked(quality: Floats, rows: Ints, pruned: npt.NDArray[np.bool_]) -> Floats:
-    """Return qualities of which those that were pruned are below all others, in their own order."""
-    ranked = quality.copy()
-    ranked[rows] = np.where(pruned[rows], quality[rows] / 2, 0.5 + quality[rows] / 2)
-    return ranked
-
-
-def _of_classes(probs: npt.NDArray[np.float32], shown: Ints) -> Floats:
-    """Return (n, shown) probabilities of the classes that there are, whose rows sum to 1."""
-    own = np.asarray(probs[:, shown], np.float64) + 1e-12
-    return np.asarray(own / own.sum(axis=1, keepdims=True), np.float64)
-
-
-def _multilabel_issues(truth: npt.NDArray[Any], probs: npt.NDArray[np.float32]) -> tuple[Ints, Floats]:
-    from cleanlab.multilabel_classification.filter import find_label_issues
-    from cleanlab.multilabel_classification.rank import get_label_quality_scores
-
-    lists = [np.flatnonzero(row).tolist() for row in truth]
-    own = np.asarray(probs, np.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rows = find_label_issues(lists, own, return_indices_ranked_by="self_confidence", n_jobs=1)
-        quality = get_label_quality_scores(lists, own)
-    return np.asarray(rows, np.int64), np.asarray(quality, np.float64)
 
 
 def _top_losses(task: Task, labels: Labels, probs: Probs) -> Iterator[Finding]:

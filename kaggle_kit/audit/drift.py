@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -206,7 +206,7 @@ def _drifted(images: Images, rows: Ints, is_test: Ints) -> list[Drifted]:
     looked = [_ordered_drift(images, rows, is_test, name) for name in (*VISIBLE, *OF_FILE)]
     looked += [_named_drift(images, rows, is_test, name) for name in (*NAMED_VISIBLE, *NAMED_OF_FILE)]
     some = [one for one in looked if one is not None]
-    found = [Drifted(**{**vars(one), "p_value": min(1.0, one.p_value * len(some))}) for one in some]
+    found = [replace(one, p_value=min(1.0, one.p_value * len(some))) for one in some]
     clear = [one for one in found if one.distance >= CLEAR_DISTANCE and one.p_value <= CLEAR_P]
     return sorted(clear, key=lambda one: -one.distance)
 

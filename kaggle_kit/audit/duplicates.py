@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from kaggle_kit.audit.findings import Finding, Split, load_findings
 from kaggle_kit.audit.hashing import close_pairs, perceptual_hashes, sign_hashes
 from kaggle_kit.audit.likeness import Vectors, aligned_unlikeness, unlikeness, usual_unlikeness
 from kaggle_kit.audit.pictures import Bools, Images
+from kaggle_kit.folds import Folds
 from kaggle_kit.labels import Labels
 from kaggle_kit.tables import Text, rows_of
 from kaggle_kit.task import Task
@@ -66,14 +68,12 @@ class Duplicates:
         group_of: (N,) a number for each row of `Images`, equal for exact and near duplicates alike: the smallest row of
             its kind. An image without a duplicate has its own row.
         near_searched: Whether near duplicates were looked for.
-        num_compared: How many pairs were compared by their thumbnails.
         not_aligned: How many pairs were too many to be compared with one of them shifted or cropped.
     """
 
     groups: tuple[Group, ...]
     group_of: Ints
     near_searched: bool = True
-    num_compared: int = 0
     not_aligned: int = 0
 
     def of_kind(self, kind: Literal["exact", "near"]) -> list[Group]:
@@ -133,12 +133,11 @@ def find_duplicates(
     groups = [*_exact_groups(images, twins), *_near_groups(twins, group_of, joined)]
     marked = [_marked(group, images, labels) for group in groups]
     order = sorted(marked, key=lambda g: (g.kind, -len(g.contradicts), -int(g.crosses), -len(g.rows), g.rows))
-    numbered = tuple(Group(**{**vars(group), "number": number}) for number, group in enumerate(order))
+    numbered = tuple(dataclasses.replace(group, number=number) for number, group in enumerate(order))
     return Duplicates(
         groups=numbered,
         group_of=group_of,
         near_searched=near,
-        num_compared=joined.num_compared,
         not_aligned=joined.not_aligned,
     )
 
@@ -183,6 +182,14 @@ def duplicate_groups(folder: Path, ids: Text) -> Ints:
     first: dict[int, int] = {}
     pairs = [(first.setdefault(one.group, row), row) for one, row in zip(found, rows.tolist(), strict=True) if row >= 0]
     return _connect(np.arange(len(ids)), np.array(pairs, np.int64).reshape(-1, 2))
+
+
+def torn_groups(groups: Iterable[Group], images: Images, folds: Folds) -> int:
+    """Return how many groups have train images in several folds, or in one while others train every fold."""
+    train = images.rows("train")
+    rows = rows_of(images.id[train], folds.ids)
+    fold = {int(row): int(folds.fold[place]) for row, place in zip(train, rows, strict=True) if place >= 0}
+    return sum(len({fold[row] for row in group.rows if row in fold}) > 1 for group in groups)
 
 
 def label_of(labels: Labels, task: Task, head: str, row: int) -> str:
@@ -358,4 +365,4 @@ def _marked(group: Group, images: Images, labels: Labels) -> Group:
     known = known[known >= 0]
     contradicts = [head for head, classes in labels.classes.items() if len(np.unique(classes[known], axis=0)) > 1]
     crosses = 0 < len(train) < len(rows)
-    return Group(**{**vars(group), "crosses": crosses, "contradicts": tuple(contradicts)})
+    return dataclasses.replace(group, crosses=crosses, contradicts=tuple(contradicts))

@@ -4,15 +4,17 @@
     DIR/images.parquet      a row an image: its properties; thumbnails.npy beside it
     DIR/findings.parquet    a row an image and finding; findings.json holds the same
     DIR/map.parquet         id, split, x, y
+    DIR/drift.json          train against test
     DIR/summary.json        counts, drift, what to do first
     DIR/report.html         what a person looks at
     DIR/edits.jsonl         what a person decided on the review page; the audit never writes it
 
-What is known of the images is kept: a second audit of the same files reads none of them.
+What is known of the images is kept, and so are map and drift: a second audit of the same files reads none of them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -27,16 +29,19 @@ import numpy.typing as npt
 from kaggle_kit.audit.advice import Advice as Advice
 from kaggle_kit.audit.advice import Commands, advise
 from kaggle_kit.audit.counts import Counts, count_classes, rare_findings
-from kaggle_kit.audit.drift import Drift, compare_splits, drift_findings
-from kaggle_kit.audit.duplicates import Duplicates, duplicate_findings, find_duplicates, label_of
+from kaggle_kit.audit.drift import Drift, drift_findings
+from kaggle_kit.audit.duplicates import Duplicates, duplicate_findings, find_duplicates
 from kaggle_kit.audit.findings import KINDS, Finding
 from kaggle_kit.audit.folder import EDITS, save_audit, start_folder
+from kaggle_kit.audit.kept import known_drift, known_map
 from kaggle_kit.audit.leaks import Leak, find_leaks
-from kaggle_kit.audit.map2d import Map, Method, check_method, draw_map
-from kaggle_kit.audit.opening import Opened, id_findings, open_splits
+from kaggle_kit.audit.map2d import Map, Method, check_method, method_for
+from kaggle_kit.audit.opening import Opened, id_findings, open_splits, writable
 from kaggle_kit.audit.pictures import SPLITS, Images
 from kaggle_kit.audit.quality import quality_findings
 from kaggle_kit.audit.survey import survey_images
+from kaggle_kit.audit.traits import Trait, find_traits, mark_traits
+from kaggle_kit.errors import DataError, SettingError
 from kaggle_kit.folds import Folds
 from kaggle_kit.labels import Labels, read_labels, resolve_classes
 from kaggle_kit.runs import Run, read_run
@@ -45,6 +50,7 @@ from kaggle_kit.task import Task
 
 if TYPE_CHECKING:
     from kaggle_kit.audit.after_model import AfterModel
+    from kaggle_kit.audit.run_predictions import RunPredictions
 
 Floats = npt.NDArray[np.float32]
 
@@ -63,6 +69,7 @@ class Options:
         map_method: How the map is made.
         seed: Of all that is drawn.
         called: What the user called the task, for the commands shown; empty: its name.
+        folds_file: Where the folds lie, for the commands shown.
     """
 
     folds: Folds | None = None
@@ -74,6 +81,7 @@ class Options:
     map_method: Method = "auto"
     seed: int = 0
     called: str = ""
+    folds_file: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +99,12 @@ class Audit:
         counts: Per class, head, fold.
         duplicates: Groups.
         drift: Train against test; None where there is no test.
-        leaks: What tells classes beside the pixels.
+        leaks: What tells classes without a look at what images show.
         map: Places; None where there are too few images.
         findings: All of them, the model's included, in the order of `KINDS`, worst first within a kind.
         advice: What to do first, in order.
         seconds: {part of the audit: seconds}.
+        traits: What is odd about images and belongs to their class.
         after: What a model's out-of-fold predictions say; None without runs.
         notes: Remarks on what could not be looked at, each one sentence.
     """
@@ -115,6 +124,7 @@ class Audit:
     findings: tuple[Finding, ...]
     advice: tuple[Advice, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    traits: tuple[Trait, ...] = ()
     after: AfterModel | None = None
     notes: tuple[str, ...] = ()
 
@@ -134,16 +144,6 @@ class Audit:
         rows[train] = rows_of(self.images.id[train], self.labels.ids)
         return rows
 
-    def label_text(self, row: int) -> str:
-        """Return the labels of a row of `images` as files write them, such as "root=17 vowel=3"; empty for none."""
-        if self.images.split[row] != "train":
-            return ""
-        known = int(rows_of(self.images.id[row : row + 1], self.labels.ids)[0])
-        if known < 0:
-            return ""
-        texts = {head: label_of(self.labels, self.task, head, known) for head in self.task.heads}
-        return next(iter(texts.values())) if len(texts) == 1 else " ".join(f"{h}={text}" for h, text in texts.items())
-
     def numbers(self) -> dict[str, int]:
         """Return {kind: findings of that kind}, of all kinds."""
         counted = Counter(finding.kind for finding in self.findings)
@@ -158,7 +158,8 @@ class _Clock:
         self._say = say
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def part(self, name: str, note: str = "") -> Iterator[None]:
+        self._say(f"{name}{f' ({note})' if note else ''} ...")
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 2)
@@ -173,7 +174,7 @@ class _Looked:
     data: Path
     folder: Path
     asked: Options
-    runs: tuple[Run, ...]
+    said: RunPredictions | None
     opened: Opened
     images: Images
     labels: Labels
@@ -196,15 +197,18 @@ def examine(
         data: Its data folder, which is only read.
         out: A new or empty folder, or one of an earlier audit of this data, whose edits stay.
         options: What else to look at.
-        say: Told a line when a part is done.
+        say: Told a line when a part begins, and when it is done.
 
     Raises:
-        DataError: When the label file or the train images cannot be opened, or the folder holds something else.
-        SettingError: When UMAP is asked for by name and is not installed.
+        DataError: When the label file or the train images cannot be opened, a run is of another task or has no
+            network, or the folder holds something else.
+        SettingError: When UMAP is asked for by name and is not installed, or together with `fast`.
     """
-    check_method((options or Options()).map_method)
-    clock = _Clock(say)
-    audit = _check(_look(task, data, out, options or Options(), clock), clock)
+    asked, clock = options or Options(), _Clock(say)
+    check_method(asked.map_method)
+    if asked.fast and asked.map_method == "umap":
+        raise SettingError("--fast leaves out UMAP, and --map umap asks for it; leave out one of the two")
+    audit = _check(_look(task, data, out, asked, clock), clock)
     save_audit(audit)
     return audit
 
@@ -213,25 +217,29 @@ def _look(task: Task, data: Path, out: Path, asked: Options, clock: _Clock) -> _
     """Read the labels and go once through the images."""
     task = resolve_classes(task, data)
     given = read_labels(task, data)
+    if not (sound := writable(given.ids)).all():
+        given = given.take(np.flatnonzero(sound))
     runs = tuple(read_run(folder) for folder in asked.runs)
+    seeing = _seeing_run(asked.embeddings)
     labels, dropped = _edited(task, given, asked.edits)
+    said = _gathered(task, labels, runs)
     start_folder(task, data, out, runs)
     with clock.part("opening the files"):
         opened = open_splits(task, data, given.ids, packed=asked.packed)
     with clock.part("looking at every image"):
         images = survey_images(opened, out, channels=task.images.channels)
     embeddings = None
-    if asked.embeddings is not None:
+    if seeing is not None:
         from kaggle_kit.audit.embeddings import embed_images
 
         with clock.part("asking the network"):
-            embeddings = embed_images(images, read_run(asked.embeddings), data, seed=asked.seed)
+            embeddings = embed_images(images, seeing, data, seed=asked.seed)
     return _Looked(
         task=task,
         data=data,
         folder=out,
         asked=asked,
-        runs=runs,
+        said=said,
         opened=opened,
         images=images,
         labels=labels,
@@ -253,17 +261,17 @@ def _check(looked: _Looked, clock: _Clock) -> Audit:
             seed=asked.seed,
         )
     with clock.part("train against test"):
-        drift = compare_splits(images, seed=asked.seed) if "test" in looked.opened.sources else None
+        drift = known_drift(images, looked.folder, seed=asked.seed) if "test" in looked.opened.sources else None
     method: Method = "pca" if asked.fast else asked.map_method
-    with clock.part("map"):
-        placed = draw_map(images, embeddings=looked.embeddings, method=method, seed=asked.seed)
+    chosen = method_for(images, embeddings=looked.embeddings, method=method)
+    with clock.part("map", "by UMAP; --map pca is quick" if chosen == "umap" else ""):
+        placed = known_map(images, looked.folder, embeddings=looked.embeddings, method=method, seed=asked.seed)
     with clock.part("predictions"):
         after = _after(looked)
     counts = count_classes(task, labels, num_images=_num_images(images), folds=asked.folds)
-    leaks = find_leaks(images, labels, task)
-    findings = _findings(looked, duplicates, drift, counts, after)
-    commands = Commands(task=asked.called or task.name, data=looked.data, folder=looked.folder)
-    return Audit(
+    quality = quality_findings(images)
+    traits = find_traits(quality, images, labels, task)
+    audit = Audit(
         task=task,
         data=looked.data,
         folder=looked.folder,
@@ -274,14 +282,23 @@ def _check(looked: _Looked, clock: _Clock) -> Audit:
         counts=counts,
         duplicates=duplicates,
         drift=drift,
-        leaks=leaks,
+        leaks=find_leaks(images, labels, task),
         map=placed,
-        findings=findings,
-        advice=advise(findings, counts, duplicates, drift, leaks, commands, with_model=after is not None),
+        findings=_findings(looked, mark_traits(quality, traits, labels, task), duplicates, drift, counts, after),
+        advice=(),
         seconds=dict(clock.seconds),
+        traits=traits,
         after=after,
         notes=tuple(_notes(looked, duplicates)),
     )
+    commands = Commands(
+        task=asked.called or task.name,
+        data=looked.data,
+        folder=looked.folder,
+        folds_file=asked.folds_file,
+        edits=asked.edits,
+    )
+    return dataclasses.replace(audit, advice=advise(audit, commands))
 
 
 def _edited(task: Task, labels: Labels, path: Path | None) -> tuple[Labels, frozenset[str]]:
@@ -294,12 +311,31 @@ def _edited(task: Task, labels: Labels, path: Path | None) -> tuple[Labels, froz
     return apply_edits(labels, edits, task, path=path), frozenset(effective(edits).dropped)
 
 
-def _after(looked: _Looked) -> AfterModel | None:
-    if not looked.runs:
+def _seeing_run(folder: Path | None) -> Run | None:
+    """Return the run whose network looks at the images, or refuse one that has none: before all images are read."""
+    if folder is None:
         return None
-    from kaggle_kit.audit.after_model import look_after_model
+    run = read_run(folder)
+    checkpoint = run.checkpoint(min(run.folds))
+    if not checkpoint.is_file():
+        raise DataError(f"{checkpoint} is missing: run {run.name!r} has no network to ask; give --embed another run")
+    return run
 
-    return look_after_model(looked.task, looked.labels, looked.runs)
+
+def _gathered(task: Task, labels: Labels, runs: tuple[Run, ...]) -> RunPredictions | None:
+    if not runs:
+        return None
+    from kaggle_kit.audit.run_predictions import gather_predictions
+
+    return gather_predictions(task, labels, runs)
+
+
+def _after(looked: _Looked) -> AfterModel | None:
+    if looked.said is None:
+        return None
+    from kaggle_kit.audit.after_model import look_at_predictions
+
+    return look_at_predictions(looked.task, looked.labels, looked.said)
 
 
 def _num_images(images: Images) -> dict[str, int]:
@@ -307,13 +343,18 @@ def _num_images(images: Images) -> dict[str, int]:
 
 
 def _findings(
-    looked: _Looked, duplicates: Duplicates, drift: Drift | None, counts: Counts, after: AfterModel | None
+    looked: _Looked,
+    quality: Iterator[Finding],
+    duplicates: Duplicates,
+    drift: Drift | None,
+    counts: Counts,
+    after: AfterModel | None,
 ) -> tuple[Finding, ...]:
     """Return all findings in the order of their kinds, each kind's worst first, without images that were dropped."""
     images, task = looked.images, looked.task
     found = [
         *id_findings(looked.opened, task),
-        *quality_findings(images),
+        *quality,
         *duplicate_findings(duplicates, images, looked.labels, task),
         *rare_findings(counts, task),
         *(drift_findings(drift, images) if drift is not None else ()),

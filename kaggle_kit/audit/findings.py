@@ -45,7 +45,8 @@ class Finding:
         head: The head it is about; empty for all or none.
         label: The class that the files give, as they write it.
         suggested: The class that is thought right, as files write it; empty where nothing is suggested.
-        score: How sure or how severe, higher is worse; comparable within a kind only.
+        score: How sure or how severe, higher is worse; comparable within a kind only. Below 0: a trait of the image's
+            class, not a defect.
         detail: One line for people.
     """
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT, KIND = 1, "audit"
 META, FINDINGS, SUMMARY, REPORT, EDITS = "audit.json", "findings.parquet", "summary.json", "report.html", "edits.jsonl"
-MAP, FINDINGS_JSON = "map.parquet", "findings.json"
+FINDINGS_JSON = "findings.json"
 
 
 def start_folder(task: Task, data: Path, folder: Path, runs: Sequence[Run]) -> None:
@@ -70,11 +70,10 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
 
 
 def save_audit(audit: Audit) -> None:
-    """Write findings, map and summary, each atomically; images.parquet is there already."""
+    """Write findings and summary, each atomically; what was known before them is there already."""
     folder = audit.folder
     save_findings(audit.findings, folder / FINDINGS)
     _write_json(folder / FINDINGS_JSON, [dataclasses.asdict(finding) for finding in audit.findings])
-    _save_map(audit, folder / MAP)
     _write_json(folder / SUMMARY, summary_of(audit))
 
 
@@ -90,6 +89,7 @@ def summary_of(audit: Audit) -> dict[str, Any]:
         "images": audit.counts.num_images,
         "labelled": audit.counts.num_labelled,
         "findings": audit.numbers(),
+        "label_issues": None if audit.after is None else audit.after.num_issues,
         "duplicate_groups": groups,
         "contradicting_groups": sum(bool(group.contradicts) for group in audit.duplicates.groups),
         "crossing_groups": sum(group.crosses for group in audit.duplicates.groups),
@@ -99,25 +99,6 @@ def summary_of(audit: Audit) -> dict[str, Any]:
         "notes": list(audit.notes),
         "seconds": audit.seconds,
     }
-
-
-def _save_map(audit: Audit, path: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    if audit.map is None:
-        path.unlink(missing_ok=True)
-        return
-    rows = audit.map.rows
-    columns = {
-        "id": audit.images.id[rows].tolist(),
-        "split": audit.images.split[rows].tolist(),
-        "x": audit.map.x,
-        "y": audit.map.y,
-    }
-    meta = {"method": audit.map.method, "made_from": audit.map.made_from}
-    with replacing(path) as temporary:
-        parquet.write_table(pa.table(columns).replace_schema_metadata(meta), temporary)
 
 
 def _write_json(path: Path, values: object) -> None:

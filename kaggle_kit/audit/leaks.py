@@ -1,4 +1,4 @@
-"""What tells an image's class beside its pixels: the file's size, the image's size, the order of the rows."""
+"""What tells an image's class without a look at what it shows: its size, its file's, colour or none, its row."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ Values = npt.NDArray[np.float64]
 CLEAR = 0.1  # of a property's ranks, the share that classes explain
 FEWEST = 100
 PROPERTIES = {"num_bytes": "file size", "height": "height", "width": "width"}
+COLOUR, ROW_ORDER = "colour", "row order"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leak:
-    """Something beside the pixels that tells an image's class.
+    """Something that tells an image's class without a look at what it shows.
 
     Attributes:
         head: The head it tells.
-        name: "file size", "height", "width" or "row order".
+        name: "file size", "height", "width", "row order", or "colour": whether there is any, which a network sees.
         strength: 0 to 1: the share of its ranks that classes explain beyond chance; of the row order, how much more
             often than by chance a row's neighbour has its class.
         text: One sentence.
@@ -38,7 +39,7 @@ class Leak:
 
 
 def find_leaks(images: Images, labels: Labels, task: Task) -> tuple[Leak, ...]:
-    """Return what tells classes beside the pixels, the strongest first; of heads that say one class an image.
+    """Return what tells classes so, the strongest first; of heads that say one class an image.
 
     Args:
         images: All images.
@@ -60,10 +61,13 @@ def find_leaks(images: Images, labels: Labels, task: Task) -> tuple[Leak, ...]:
             strength = _explained(getattr(images, name)[at].astype(np.float64), classes[sound])
             text = f"The {shown} of an image tells its {head}: classes explain {strength:.0%} of it"
             found.append(Leak(head=head, name=shown, strength=strength, text=text))
+        strength = _explained(images.gray[at].astype(np.float64), classes[sound])
+        text = f"Whether an image has colour tells its {head}: classes explain {strength:.0%} of it"
+        found.append(Leak(head=head, name=COLOUR, strength=strength, text=text))
         if task.labels.file:  # folders are read class by class
             strength = _neighbours(classes)
             text = f"The rows are sorted by {head}: neighbours share it {strength:.0%} more often than by chance"
-            found.append(Leak(head=head, name="row order", strength=strength, text=text))
+            found.append(Leak(head=head, name=ROW_ORDER, strength=strength, text=text))
     return tuple(sorted((leak for leak in found if leak.strength > CLEAR), key=lambda leak: -leak.strength))
 
 

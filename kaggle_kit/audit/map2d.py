@@ -18,6 +18,8 @@ from kaggle_kit.errors import SettingError
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 Method = Literal["auto", "pca", "umap"]
+Made = Literal["pca", "umap"]
+MadeFrom = Literal["thumbnails", "embeddings"]
 MAX_SHOWN = {"pca": 20_000, "umap": 10_000}
 FEWEST = {"pca": 3, "umap": 50}
 UMAP_COMPONENTS, UMAP_NEIGHBOURS, UMAP_EPOCHS = 32, 15, 200  # its own 500 epochs take twice the time
@@ -39,8 +41,8 @@ class Map:
     rows: Ints
     x: Floats
     y: Floats
-    method: Literal["pca", "umap"]
-    made_from: Literal["thumbnails", "embeddings"]
+    method: Made
+    made_from: MadeFrom
     text: str
 
 
@@ -60,13 +62,10 @@ def draw_map(images: Images, *, embeddings: Floats | None = None, method: Method
         SettingError: When UMAP is asked for and is not installed.
     """
     check_method(method)
-    usable = images.readable if embeddings is None else images.readable & np.isfinite(embeddings).all(axis=1)
-    rows = np.flatnonzero(usable)
-    if len(rows) < FEWEST["pca"]:
+    chosen = method_for(images, embeddings=embeddings, method=method)
+    if chosen is None:
         return None
-    chosen: Literal["pca", "umap"] = (
-        "umap" if method != "pca" and _has_umap() and len(rows) >= FEWEST["umap"] else "pca"
-    )
+    rows = _usable(images, embeddings)
     if len(rows) > MAX_SHOWN[chosen]:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_SHOWN[chosen], replace=False))
     vectors = thumbnail_vectors(images.thumbnails, rows) if embeddings is None else embeddings[rows]
@@ -75,9 +74,22 @@ def draw_map(images: Images, *, embeddings: Floats | None = None, method: Method
         places = _umap(places, seed)
     if places.shape[1] < 2:
         places = np.column_stack([places, np.zeros(len(places), np.float32)])
-    made_from: Literal["thumbnails", "embeddings"] = "thumbnails" if embeddings is None else "embeddings"
+    made_from: MadeFrom = "thumbnails" if embeddings is None else "embeddings"
     x, y = _scaled(places[:, 0]), _scaled(places[:, 1])
-    return Map(rows=rows, x=x, y=y, method=chosen, made_from=made_from, text=_how_to_read(chosen, made_from))
+    return Map(rows=rows, x=x, y=y, method=chosen, made_from=made_from, text=how_to_read(chosen, made_from))
+
+
+def method_for(images: Images, *, embeddings: Floats | None = None, method: Method = "auto") -> Made | None:
+    """Return how `draw_map` would make the map; None where there are too few images."""
+    number = len(_usable(images, embeddings))
+    if number < FEWEST["pca"]:
+        return None
+    return "umap" if method != "pca" and _has_umap() and number >= FEWEST["umap"] else "pca"
+
+
+def _usable(images: Images, embeddings: Floats | None) -> Ints:
+    usable = images.readable if embeddings is None else images.readable & np.isfinite(embeddings).all(axis=1)
+    return np.flatnonzero(usable)
 
 
 def check_method(method: Method) -> None:
@@ -109,7 +121,8 @@ def _scaled(values: Floats) -> Floats:
     return np.asarray((values - low) / max(high - low, 1e-9) * 2 - 1, np.float32)
 
 
-def _how_to_read(method: str, made_from: str) -> str:
+def how_to_read(method: Made, made_from: MadeFrom) -> str:
+    """Return one sentence on how to read a map."""
     what = "small gray pictures" if made_from == "thumbnails" else "a model's view of the images"
     if method == "umap":
         return f"UMAP of {what}: neighbours look alike; distances between far groups, and axes, mean nothing"

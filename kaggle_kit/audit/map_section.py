@@ -63,17 +63,28 @@ def map_fields(audit: Audit, places: list[int], captions: Captions, pictures: Pi
 
 
 def views(audit: Audit, rows: Ints) -> list[dict[str, Any]]:
-    """Return what points may be coloured by: `name`, `names` of its kinds, and `of` each point its kind, -1: none."""
+    """Return what points may be coloured by.
+
+    Returns:
+        `name`, `names` of its kinds, `of` each point its kind, -1: none, and `none`: what those without a kind are.
+    """
     known = audit.label_rows()[rows]
     found = [_class_view(head, audit.labels.classes[name], known) for name, head in audit.task.heads.items()]
-    split = (audit.images.split[rows] == "test").astype(int)
-    found.append({"name": "split", "names": list(SPLITS), "of": split.tolist()})
+    is_test = audit.images.split[rows] == "test"
+    found.append({"name": "split", "names": list(SPLITS), "of": is_test.astype(int).tolist()})
     if audit.folds is not None:
         names = [f"fold {fold}" for fold in range(audit.folds.num_folds)]
         found.append({"name": "fold", "names": names, "of": audit.fold_of()[rows].tolist()})
     if audit.after is not None:
         found.append({"name": "the model", "names": ["right", "wrong"], "of": _wrong(audit, rows)})
-    return found
+    return [view | {"none": _without(view, is_test)} for view in found]
+
+
+def _without(view: dict[str, Any], is_test: npt.NDArray[np.bool_]) -> str:
+    """Return what the points are that have no kind: of the test, of train without a label or fold, or both."""
+    bare = np.asarray(view["of"]) < 0
+    lacks = {"fold": "no fold", "the model": "no prediction"}.get(view["name"], "no label")
+    return " or ".join(["test"] * bool((bare & is_test).any()) + [lacks] * bool((bare & ~is_test).any()))
 
 
 def _class_view(head: Head, classes: npt.NDArray[Any], known: Ints) -> dict[str, Any]:

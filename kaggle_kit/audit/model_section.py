@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kaggle_kit.audit.advice import FIRST
 from kaggle_kit.audit.after_model import AfterModel, Combination, ConfusedPair, HeadLook
 from kaggle_kit.audit.captions import Captions, cut, written_name
 from kaggle_kit.audit.findings import Finding, Kind
+from kaggle_kit.audit.label_issues import is_pruned
 from kaggle_kit.audit.plots import heat_picture, matrix_rows
 from kaggle_kit.train.outcome import NONE, Fields
 from kaggle_kit.train.plots import MOST_NAMED, row_shares
@@ -21,6 +23,7 @@ Ints = npt.NDArray[np.int64]
 
 NUM_ISSUES, NUM_LOSSES = 96, 36  # of all heads together
 NUM_PAIRS, NUM_EXAMPLES, NUM_WORST, NUM_COMBINATIONS = 10, 5, 15, 30
+OFTEN = 2  # images of a pair of classes that are confused: one alone says nothing of the pair
 
 
 def model_fields(audit: Audit, by_kind: dict[Kind, list[Finding]], captions: Captions) -> Fields:
@@ -55,13 +58,24 @@ def model_fields(audit: Audit, by_kind: dict[Kind, list[Finding]], captions: Cap
 def _issue_fields(audit: Audit, head: HeadLook, issues: list[Finding], captions: Captions) -> Fields:
     own = [one for one in issues if one.head == head.head]
     most = max(6, NUM_ISSUES // max(len(audit.task.heads), 1))
-    shown = [item for one in own[:most] if (item := _said_fields(audit, one, captions))]
+    wrong = [one for one in own if is_pruned(one)]
+    doubted = [one for one in own if not is_pruned(one)]
+    shown, unsure = (
+        [item | {"head": ""} for one in some if (item := _said_fields(audit, one, captions))]  # its head stands above
+        for some in (wrong[:most], doubted[: most // 4])
+    )
+    weakness = f"This model {head.weakness}" if head.weakness else ""
     return {
         "title": head.head,
         "number": NONE if head.num_issues is None else f"{head.num_issues:,}",
+        "verb": "label looks" if head.num_issues == 1 else "labels look",
+        "weakness": f"{weakness}: train a better one, or look at the first {FIRST} only." if weakness else "",
         "note": head.note,
-        "items": [item | {"head": ""} for item in shown],  # which stands above them
-        "more": len(own) - len(shown),
+        "items": shown,
+        "more": len(wrong) - len(shown),
+        "unsure": unsure,
+        "num_unsure": f"{len(doubted):,}",
+        "more_unsure": len(doubted) - len(unsure),
     }
 
 
@@ -97,7 +111,8 @@ def _head_fields(audit: Audit, after: AfterModel, look: HeadLook, captions: Capt
         head["lines"] = matrix_rows(matrix, names, names, confusion=True)
     else:
         head |= {"heat": heat_picture(matrix, confusion=True), "worst": _worst_rows(matrix, names)}
-    return head | {"pairs": [_pair_fields(audit, after, look, one, captions) for one in look.pairs[:NUM_PAIRS]]}
+    pairs = [one for one in look.pairs if one.images >= OFTEN][:NUM_PAIRS]
+    return head | {"pairs": [_pair_fields(audit, after, look, one, captions) for one in pairs]}
 
 
 def _worst_rows(matrix: Ints, names: list[str]) -> list[Fields]:

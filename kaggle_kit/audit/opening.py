@@ -31,6 +31,8 @@ class Opened:
         absent: {split: ids that the label file, test list or sample submission names and that have no image}.
         unnamed: {split: ids of images that neither label file nor sample submission names}.
         stray: Files in the image folders that nothing names, relative to their folder.
+        misnamed: {split: files whose names are no UTF-8}, which no file can hold as ids: they are left out, and written
+            here with backslashes.
         notes: What could not be opened, a sentence each.
     """
 
@@ -38,6 +40,7 @@ class Opened:
     absent: dict[Split, Text]
     unnamed: dict[Split, Text]
     stray: Text = field(default_factory=lambda: NOTHING)
+    misnamed: dict[Split, Text] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def read(self, split: Split, rows: list[int]) -> Iterator[tuple[int, Image]]:
@@ -76,7 +79,7 @@ def open_splits(task: Task, data: Path, label_ids: Text, *, packed: Path | None 
     Args:
         task: The competition.
         data: Its data folder.
-        label_ids: (N,) ids of the label file.
+        label_ids: (N,) ids of the label file, those of misnamed files left out.
         packed: A packed store of the train images to read in place of the competition's files.
 
     Raises:
@@ -85,22 +88,24 @@ def open_splits(task: Task, data: Path, label_ids: Text, *, packed: Path | None 
     bare = task if task.stored is None else _without_stored(task)
     train, lost = _open_present(bare, "train", data) if packed is None else (PackedSource(packed), NOTHING)
     sources: dict[Split, Source] = {"train": train}
+    lacking: dict[Split, Text] = {"train": lost, "test": NOTHING}
     notes: list[str] = []
-    missing_test = NOTHING
     try:
-        sources["test"], missing_test = _open_present(bare, "test", data)
+        sources["test"], lacking["test"] = _open_present(bare, "test", data)
     except DataError as error:
         notes.append(f"The test was left out: {error}.")
     asked, asking_note = _asked_ids(task, data)
     notes += [asking_note] if asking_note and "test" in sources else []
     there: dict[Split, Text] = {split: source.ids for split, source in sources.items()}
-    absent: dict[Split, Text] = {"train": _union(lost, _lacking(label_ids, train.ids))}
+    misnamed = {split: _printable(ids[~writable(ids)]) for split, ids in lacking.items()}
+    lacking = {split: ids[writable(ids)] for split, ids in lacking.items()}
+    absent: dict[Split, Text] = {"train": _union(lacking["train"], _lacking(label_ids, train.ids))}
     unnamed: dict[Split, Text] = {"train": _lacking(train.ids, label_ids)}
     if "test" in there:
-        absent["test"] = _union(missing_test, NOTHING if asked is None else _lacking(asked, there["test"]))
+        absent["test"] = _union(lacking["test"], NOTHING if asked is None else _lacking(asked, there["test"]))
         unnamed["test"] = NOTHING if asked is None else _lacking(there["test"], asked)
     stray = _stray_files(bare, data, [*there.values(), label_ids]) if packed is None else NOTHING
-    return Opened(sources=sources, absent=absent, unnamed=unnamed, stray=stray, notes=tuple(notes))
+    return Opened(sources=sources, absent=absent, unnamed=unnamed, stray=stray, misnamed=misnamed, notes=tuple(notes))
 
 
 def id_findings(opened: Opened, task: Task) -> list[Finding]:
@@ -113,6 +118,11 @@ def id_findings(opened: Opened, task: Task) -> list[Finding]:
         Finding(kind="missing_image", id=name, split=split, score=1, detail=f"named by {namer[split]}, and no image")
         for split, ids in opened.absent.items()
         for name in ids.tolist()
+    ]
+    found += [
+        Finding(kind="broken", id=name, split=split, score=1, detail="its file's name is no UTF-8; rename the file")
+        for split, names in opened.misnamed.items()
+        for name in names.tolist()
     ]
     reasons: dict[Split, str] = {
         "train": f"an image that {namer['train']} does not name: nothing is trained on it",
@@ -138,16 +148,13 @@ def _without_stored(task: Task) -> Task:
 
 
 def _open_present(task: Task, split: Split, data: Path) -> tuple[Source, Text]:
-    """Return the images of a split that are there, and the ids of those that are named and not there."""
-    try:
+    """Return the images of a split that are there, and the ids of those that are named and not there, or misnamed."""
+    if task.images.format != "files":
         return open_source(task, split, data, on_broken="blank"), NOTHING
-    except DataError:
-        if task.images.format != "files":
-            raise
     whole = open_source(task, split, data, on_broken="blank", lacking_ok=True)
     assert isinstance(whole, EncodedSource)
-    lacking = ~_there(whole)
-    if not lacking.any():  # it was something else that failed
+    lacking = ~(_there(whole) & writable(whole.ids))
+    if not lacking.any():
         return open_source(task, split, data, on_broken="blank"), NOTHING
     ids = listed_ids(task, split, data)
     blobs = open_files(
@@ -162,8 +169,10 @@ def _open_present(task: Task, split: Split, data: Path) -> tuple[Source, Text]:
 
 
 def _there(source: EncodedSource) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Return (N,) whether each image's file, or member of an archive, is there."""
+    """Return (N,) whether each image's file, or member of an archive, is there; a link that leads nowhere is not."""
     files = source.files()
+    if not len(source):
+        return np.zeros(0, bool)
     if len(files) == len(source) and files[0].suffix.lower() != ".zip":
         return np.array([path.is_file() for path in files], bool)
     archive = files[0]
@@ -189,7 +198,7 @@ def _stray_files(task: Task, data: Path, named: list[Text]) -> Text:
     splits: tuple[Split, ...] = ("train", "test")
     for folder in dict.fromkeys(image_folder(task, split, data) for split in splits):
         stray += [name for name in _list_folder(folder, known) if name.lower().endswith(IMAGE_SUFFIXES)]
-    return np.array(sorted(set(stray) - known), np.str_)
+    return np.unique(_printable(np.array(sorted(set(stray) - known), np.str_)))
 
 
 def _list_folder(folder: Path, known: set[str]) -> list[str]:
@@ -205,6 +214,21 @@ def _list_folder(folder: Path, known: set[str]) -> list[str]:
     except ZIP_ERRORS:
         return []
     return [name for name in names if not name.startswith("__MACOSX")]
+
+
+def writable(ids: Text) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Return (N,) whether each id can be written to a file: what is named in no UTF-8 cannot."""
+    names = ids.tolist()
+    is_bad = [not name.isascii() and any("\ud800" <= letter <= "\udfff" for letter in name) for name in names]
+    return ~np.array(is_bad, bool)
+
+
+def _printable(names: Text) -> Text:
+    """Return names with bytes that are no UTF-8 written with backslashes."""
+    return np.array(
+        [name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for name in names.tolist()],
+        np.str_,
+    )
 
 
 def _lacking(wanted: Text, there: Text) -> Text:

@@ -15,7 +15,7 @@ from kaggle_kit.errors import DataError
 from kaggle_kit.files import replacing
 from kaggle_kit.tables import Text
 
-FORMAT = b"1"
+FORMAT = b"2"
 FILE, THUMBNAILS = "images.parquet", "thumbnails.npy"
 SPLITS: tuple[Split, ...] = get_args(Split)
 
@@ -48,7 +48,6 @@ class Images:
         content: (N,) share of the pixels that differ from the background, which is the border's median.
         colourfulness: (N,) mean difference between the largest and the smallest channel, 0 to 1.
         pixel_hash: (N,) 32 hexadecimal digits, equal where all decoded pixels are; empty for broken images.
-        phash: (N,) uint64, the perceptual hash of the thumbnail; 0 for broken images.
         thumbnails: (N, 48, 48) uint8 gray, stretched, memory-mapped from thumbnails.npy; zeros for broken images.
     """
 
@@ -69,7 +68,6 @@ class Images:
     content: Floats
     colourfulness: Floats
     pixel_hash: Text
-    phash: npt.NDArray[np.uint64]
     thumbnails: npt.NDArray[np.uint8]
 
     def __len__(self) -> int:

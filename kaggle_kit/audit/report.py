@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,22 +38,22 @@ _SECTIONS = (
     ("montages", "Montages"),
     ("properties", "Sizes and light"),
     ("files", "Files"),
-    ("odd", "Odd ones"),
-    ("duplicates", "Duplicates"),
-    ("drift", "Train and test"),
-    ("map", "Map"),
     ("issues", "Label issues"),
     ("losses", "Top losses"),
     ("confused", "Confused"),
     ("combinations", "Never right"),
+    ("odd", "Odd ones"),
+    ("duplicates", "Duplicates"),
+    ("drift", "Train and test"),
+    ("map", "Map"),
 )
 
 
 def write_report(audit: Audit, path: Path) -> Path:
     """Write the report: one HTML file that opens without a network and holds all its pictures.
 
-    Its size is bounded: worst and rarest things are shown, and how many more there are is said; findings.parquet beside
-    it holds them all.
+    Its size is bounded: worst and rarest things are shown, and how many more there are is said; the review page shows
+    them, and findings.parquet beside the report holds them all.
 
     Args:
         audit: What was found; its images are read again where they are shown.
@@ -73,7 +74,7 @@ def page_fields(audit: Audit) -> tuple[Fields, Pictures]:
     sections: Fields = {
         "model": model_fields(audit, found, captions),  # whose pictures stay where not all fit
         "duplicates": duplicate_fields(audit, captions),
-        "odd": odd_fields(found, captions),
+        "odd": odd_fields(found, audit.traits, captions),
         "drift": drift_fields(audit, captions),
         "montages": montage_fields(audit, captions),
     }
@@ -88,7 +89,7 @@ def page_fields(audit: Audit) -> tuple[Fields, Pictures]:
         "properties": property_fields(audit),
         "files": file_fields(found, audit),
         "map": map_fields(audit, dots, captions, pictures),
-        "leaks": [{"text": leak.text, "head": leak.head, "strength": f"{leak.strength:.2f}"} for leak in audit.leaks],
+        "leaks": [leak.text for leak in audit.leaks],
     }
     return {**_header_fields(audit, sections, pictures), **sections}, pictures
 
@@ -115,6 +116,7 @@ def _header_fields(audit: Audit, sections: Fields, pictures: Pictures) -> Fields
         "seconds": [(name, f"{seconds:.1f} s") for name, seconds in audit.seconds.items()],
         "num_findings": f"{len(audit.findings):,}",
         "folder": str(audit.folder),
+        "review": f"kaggle-kit review {shlex.quote(str(audit.folder))}",
         "version": kaggle_kit.__version__,
     }
 
@@ -127,9 +129,11 @@ def _tiles(audit: Audit, images: int) -> list[tuple[str, str]]:
     if number["broken"]:
         tiles.append((f"{number['broken']:,}", "cannot be read"))
     if audit.duplicates.groups:
-        tiles.append((f"{len(audit.duplicates.groups):,}", "groups of duplicates"))
+        groups = len(audit.duplicates.groups)
+        tiles.append((f"{groups:,}", f"{'group' if groups == 1 else 'groups'} of duplicates"))
     if audit.after is not None:
-        tiles.append((f"{number['label_issue']:,}", "labels that look wrong"))
+        issues = audit.after.num_issues
+        tiles.append((f"{issues:,}", "label that looks wrong" if issues == 1 else "labels that look wrong"))
     return tiles
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kaggle_kit.audit.advice import many
 from kaggle_kit.audit.captions import LONGEST_TEXT, Captions, cut
 from kaggle_kit.audit.counts import HeadCounts
 from kaggle_kit.audit.duplicates import Group
@@ -17,6 +18,7 @@ from kaggle_kit.audit.findings import Finding, Kind
 from kaggle_kit.audit.montage import ACROSS, spread_rows
 from kaggle_kit.audit.pictures import SPLITS
 from kaggle_kit.audit.plots import columns, heat_picture, histogram, matrix_rows
+from kaggle_kit.audit.traits import Trait
 from kaggle_kit.train.outcome import Fields
 from kaggle_kit.train.plots import MOST_NAMED
 
@@ -73,6 +75,7 @@ def class_fields(audit: Audit) -> Fields:
         "more_pairs": max(0, len(counts.together) - NUM_MATRICES),
         "combinations": f"{counts.num_combinations:,}" if len(audit.task.heads) > 1 else "",
         "rarest_wanted": counts.rarest_wanted,
+        "any_rare": any(head.rare for head in counts.heads.values()),
     }
 
 
@@ -226,8 +229,8 @@ def file_fields(by_kind: dict[Kind, list[Finding]], audit: Audit) -> Fields:
     return {"lists": lists, "stray": stray, "num_stray": len(audit.opened.stray)}
 
 
-def odd_fields(by_kind: dict[Kind, list[Finding]], captions: Captions) -> list[Fields]:
-    """Return galleries of images that stand out, the worst first."""
+def odd_fields(by_kind: dict[Kind, list[Finding]], traits: Sequence[Trait], captions: Captions) -> list[Fields]:
+    """Return galleries of images that stand out, the worst first, and those that a class's trait explains last."""
     galleries = []
     for kind, title in ODD.items():
         found = by_kind.get(kind, [])
@@ -242,6 +245,7 @@ def odd_fields(by_kind: dict[Kind, list[Finding]], captions: Captions) -> list[F
                 "number": f"{len(found):,}",
                 "items": [item | {"text": ""} for item in shown] if alike else shown,
                 "text": texts.pop() if alike else "",
+                "traits": [trait.text for trait in traits if trait.kind == kind],
                 "more": len(found) - len(shown),
             }
         )
@@ -267,7 +271,7 @@ def duplicate_fields(audit: Audit, captions: Captions) -> Fields:
                 "title": title,
                 "meaning": meaning,
                 "groups": shown,
-                "number": f"{len(groups):,}",
+                "number": many(len(groups), "group"),
                 "images": f"{images:,}",
                 "more": len(groups) - len(shown),
             }
@@ -303,6 +307,7 @@ def drift_fields(audit: Audit, captions: Captions) -> Fields:
             "title": title,
             "value": f"{auc:.3f}",
             "at": f"{_on_gauge(auc):.1f}",
+            "is_low": _on_gauge(auc) < 50,  # on which side of its marker the label has room
             "low": low,
             "high": high,
             "range": between,

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.audit.hashing import perceptual_hashes
 from kaggle_kit.audit.measure import Measures, measure
 from kaggle_kit.audit.modes import read_mode
 from kaggle_kit.audit.opening import Opened
@@ -74,9 +73,8 @@ def survey_images(opened: Opened, folder: Path, *, channels: int) -> Images:
                 rows += [_Row(broken="there is no such image")] * len(absent[split])
                 bar.update(len(absent[split]))
         thumbnails.flush()
-        hashes = perceptual_hashes(thumbnails)
         del thumbnails
-    images = _as_images(opened, rows, hashes, map_thumbnails(folder / THUMBNAILS))
+    images = _as_images(opened, rows, map_thumbnails(folder / THUMBNAILS))
     save_images(images, folder / FILE, key=key)
     return images
 
@@ -165,13 +163,12 @@ def _look_at_pixels(chunk: Chunk, places: range, *, is_stored: bool) -> list[_Ro
     return rows
 
 
-def _as_images(opened: Opened, rows: list[_Row], hashes: npt.NDArray[np.uint64], thumbnails: Thumbnails) -> Images:
+def _as_images(opened: Opened, rows: list[_Row], thumbnails: Thumbnails) -> Images:
     ids, splits, absent = [], [], []
     for split, source in opened.sources.items():
         ids += [source.ids.astype(np.str_), opened.absent[split].astype(np.str_)]
         splits += [split] * (len(source) + len(opened.absent[split]))
         absent += [False] * len(source) + [True] * len(opened.absent[split])
-    sound = np.array([row.measures is not None for row in rows], bool)
 
     def floats(name: str) -> npt.NDArray[np.float32]:
         return np.array([getattr(row.measures, name, 0.0) for row in rows], np.float32)
@@ -200,6 +197,5 @@ def _as_images(opened: Opened, rows: list[_Row], hashes: npt.NDArray[np.uint64],
         content=floats("content"),
         colourfulness=floats("colourfulness"),
         pixel_hash=np.array([row.measures.pixel_hash.hex() if row.measures else "" for row in rows], np.str_),
-        phash=np.where(sound, hashes, np.uint64(0)),
         thumbnails=thumbnails,
     )
