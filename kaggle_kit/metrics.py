@@ -23,7 +23,14 @@ Matrix = npt.NDArray[Any]  # of counts: int64, or float64 where rows are weighte
 
 
 def confusion_matrix(truth: Ints, decided: Ints, num_classes: int, weights: Matrix | None = None) -> Matrix:
-    """Return (C, C) counts, or sums of weights: rows are true classes, columns decided ones."""
+    """Return (C, C) counts, or sums of weights: rows are true classes, columns decided ones.
+
+    Args:
+        truth: (N,) class indices.
+        decided: (N,) class indices.
+        num_classes: C.
+        weights: (N,); None: each row counts once.
+    """
     flat = np.bincount(truth * num_classes + decided, weights=weights, minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)
 

@@ -23,9 +23,12 @@ from kaggle_kit.tables import write_rows
 from kaggle_kit.task import Task, task_from_plain
 
 if TYPE_CHECKING:
+    from kaggle_kit.audit.review.desk import Desk
     from kaggle_kit.folds import Folds
     from kaggle_kit.predictions import Predictions
     from kaggle_kit.runs import Run
+    from kaggle_kit.train.data import TrainStream
+    from kaggle_kit.train.job import FoldJob
 
 # Before torch is imported: the networks here are too small for two threads, which wait for each other where tests, or
 # anything else, run at once.
@@ -157,6 +160,40 @@ def wide(tmp_path: Path) -> Toy:
 def files(tmp_path: Path) -> Toy:
     """A fresh toy competition of JPEG files; train image 3.jpg is cut short."""
     return make_files(tmp_path / "files")
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[TrainStream]:
+    """The batches of every training from here on."""
+    from kaggle_kit.train import training
+
+    made: list[TrainStream] = []
+    make = training._make_stream
+
+    def noted(job: FoldJob, fabric: object) -> TrainStream:
+        made.append(make(job, fabric))
+        return made[-1]
+
+    monkeypatch.setattr(training, "_make_stream", noted)
+    return made
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the audit of `reviewed.reviewed_audit`, its data beside it; read-only."""
+    from reviewed import reviewed_audit
+
+    folder = tmp_path_factory.mktemp("audited")
+    reviewed_audit(folder)
+    return folder / "audit"
+
+
+@pytest.fixture
+def desk(audited: Path, tmp_path: Path) -> Desk:
+    """A desk of that audit, with decisions of its own."""
+    from kaggle_kit.audit.review.opening import open_desk
+
+    return open_desk(audited, edits=tmp_path / "edits.jsonl", by="ann")
 
 
 @pytest.fixture(scope="session")

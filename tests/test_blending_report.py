@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import Page
 from test_blending_diversity import TAGS, TWO_HEADS, make_pool, mean_of
 
 from kaggle_kit.blending import Budget, FittedBlend, Rival
@@ -114,35 +114,6 @@ def make_fitted(pool: Pool, *, timed: bool = True, compared: bool = True, notes:
         diversity=diversity,
         notes=notes,
     )
-
-
-class Page(HTMLParser):
-    """Collects a page's tags and its text, and checks that what is opened is closed."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def has(self, text: str) -> bool:
-        return text in " ".join(" ".join(self.text).split())
 
 
 def read_page(folder: Path, fitted: FittedBlend, budget: Budget | None = None) -> Page:

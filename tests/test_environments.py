@@ -33,7 +33,7 @@ WHEELS = {
 
 def profile(python: str = HERE, **versions: str) -> ImageProfile:
     packages = {"numpy": "2.0.2", "opencv": "4.13"} | versions
-    return ImageProfile(name="mine", date="2026-11-01", python=python, cuda="12.8", driver="580", packages=packages)
+    return ImageProfile(name="mine", date="2026-11-01", python=python, cuda="12.8", packages=packages)
 
 
 @pytest.fixture(scope="module")

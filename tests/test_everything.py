@@ -23,7 +23,6 @@ from kaggle_kit.labels import read_labels
 from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, read_run
 from kaggle_kit.runtime.submitting import predict_submission
 from kaggle_kit.tables import read_columns
-from kaggle_kit.train import training as training_module
 from kaggle_kit.train.checkpoint import load_checkpoint
 from kaggle_kit.train.config import AverageConfig, LoaderConfig, ModelConfig, TrainConfig, Weights
 from kaggle_kit.train.course import Course
@@ -65,20 +64,6 @@ def ending(run: Run, weights: Weights, *epochs: int) -> Run:
         for fold, epoch in enumerate(epochs)
     }
     return dataclasses.replace(run, folds=folds)
-
-
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> list[TrainStream]:
-    """The batches of every training from here on."""
-    made: list[TrainStream] = []
-    make = training_module._make_stream
-
-    def noted(job, fabric) -> TrainStream:
-        made.append(make(job, fabric))
-        return made[-1]
-
-    monkeypatch.setattr(training_module, "_make_stream", noted)
-    return made
 
 
 def same_weights(first: Path, second: Path) -> bool:

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -52,9 +51,6 @@ class Listener:
 
     def histogram(self, step: int, values: Mapping[str, np.ndarray]) -> None:
         self.log(step, {name: len(array) for name, array in values.items()})
-
-    def picture(self, step: int, name: str, path: Path) -> None:
-        self.log(step, {name: 0.0})
 
     def close(self) -> None:
         self.closed += 1
@@ -162,11 +158,10 @@ def test_nobody_listens_by_default(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_gets_numbers_histograms_pictures_and_settings(tmp_path: Path) -> None:
+def test_tensorboard_gets_numbers_histograms_and_settings(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard comes with the extra `log`")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 9, 3), np.uint8))
     config = LogConfig(to=("tensorboard",), gradients=True)
 
     def train(steps: range) -> None:
@@ -181,7 +176,6 @@ def test_tensorboard_gets_numbers_histograms_pictures_and_settings(tmp_path: Pat
         for step in steps:
             loggers.log(step, {"loss": float(step)})
         loggers.histograms(step, torch.nn.Linear(2, 3))
-        loggers.picture(step, "batch", tmp_path / "a.png")
         loggers.close()
 
     train(range(4))
@@ -189,7 +183,6 @@ def test_tensorboard_gets_numbers_histograms_pictures_and_settings(tmp_path: Pat
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(one.step, one.value) for one in events.Scalars("loss")] == [(step, float(step)) for step in range(6)]
     assert {"weights/weight", "weights/bias"} <= set(events.Tags()["histograms"])
-    assert events.Tags()["images"] == ["batch"]
     assert b"lr: 0.5" in events.Tensors("settings/text_summary")[0].tensor_proto.string_val[0]
 
 

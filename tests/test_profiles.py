@@ -7,7 +7,7 @@ import pytest
 from kaggle_kit.errors import SettingError
 from kaggle_kit.platform.profiles import read_profile, read_profiles
 
-GOOD = "name: mine\ndate: 2026-11-01\npython: '3.12'\ncuda: '12.8'\ndriver: '580'\n"
+GOOD = "name: mine\ndate: 2026-11-01\npython: '3.12'\ncuda: '12.8'\n"
 
 
 def test_the_images_in_the_field_are_known_by_their_pythons() -> None:

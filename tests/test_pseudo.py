@@ -24,7 +24,6 @@ from kaggle_kit.runs import EVERYTHING, Run
 from kaggle_kit.sources import PackedSource, resolve_stored
 from kaggle_kit.sources.stacked import StackedStores
 from kaggle_kit.task import Stored, Task, task_from_plain, task_to_plain
-from kaggle_kit.train import training as training_module
 from kaggle_kit.train.augment import Augment
 from kaggle_kit.train.config import LoaderConfig, ModelConfig, PseudoConfig, TrainConfig
 from kaggle_kit.train.crossval import prepare, train_run
@@ -91,20 +90,6 @@ def train(toy: Toy, out: Path, pseudo: PseudoConfig | None = None, **options) ->
     folds = make_folds(read_labels(toy.task, toy.data), num_folds=2)
     config = dataclasses.replace(SMALL, pseudo=pseudo or PseudoConfig())
     return train_run(toy.task, config, data=toy.data, folds=folds, out=out, beside=toy.data.parent, **options)
-
-
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> list[TrainStream]:
-    """The batches of every training from here on."""
-    made: list[TrainStream] = []
-    make = training_module._make_stream
-
-    def noted(job, fabric) -> TrainStream:
-        made.append(make(job, fabric))
-        return made[-1]
-
-    monkeypatch.setattr(training_module, "_make_stream", noted)
-    return made
 
 
 def shown_by(stream: TrainStream) -> list[str]:

@@ -313,9 +313,6 @@ def test_loggers_are_told_of_every_epoch(
         def histogram(self, step: int, values: dict[str, Any]) -> None:
             told["histogram"].append(sorted(values))
 
-        def picture(self, step: int, name: str, path: Path) -> None:
-            pass
-
         def close(self) -> None:
             told["close"].append(True)
 

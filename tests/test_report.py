@@ -4,13 +4,13 @@ import base64
 import dataclasses
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from conftest import Toy
+from pages import Page
 from sklearn import metrics as sklearn_metrics
 
 from kaggle_kit.errors import DataError
@@ -121,35 +121,6 @@ def make_run(folder: Path, heads: dict, *, num_images: int = 60, metric: str = "
     task = make_task(heads, metric)
     labels = make_labels(task, folder / "data", num_images=num_images)
     return write_made_up(folder / "run", task, labels, make_probs(task, labels), folder / "data", **more)
-
-
-class Page(HTMLParser):
-    """What a browser would see: text, and each tag with its attributes."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.text: list[str] = []
-        self.tags: list[tuple[str, dict]] = []
-        self.open: list[str] = []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def has(self, text: str) -> bool:
-        return text in " ".join(" ".join(self.text).split())
 
 
 def read_page(run: Run) -> Page:

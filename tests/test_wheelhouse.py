@@ -30,7 +30,6 @@ OLD, NEW = (
         date="2026-11-01",
         python=python,
         cuda="12.8",
-        driver="580",
         packages={"numpy": "2.0.2", "opencv": "4.13", "torch": "2.10.0+cu128", "protobuf": "5.29.5"},
         also=("pyarrow", "PyYAML"),
         brings=("engine>=1",),
@@ -328,7 +327,7 @@ def test_a_size_that_nobody_tells_is_unknown(address: str) -> None:
 def test_the_command_builds_it_and_lists_it(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     profile = tmp_path / "mine.yaml"
     profile.write_text(
-        "name: mine\ndate: 2026-11-01\npython: '3.12'\ncuda: '12.8'\ndriver: '580'\nbrings: [engine]\n"
+        "name: mine\ndate: 2026-11-01\npython: '3.12'\ncuda: '12.8'\nbrings: [engine]\n"
         "packages: {numpy: 2.0.2, opencv: '4.13', torch: 2.10.0, protobuf: 5.29.5}\nalso: [pyarrow, PyYAML]\n"
     )
     parser = argparse.ArgumentParser()

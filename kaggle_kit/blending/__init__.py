@@ -194,7 +194,7 @@ def blend_pool(
     Raises:
         SettingError: When a budget is given without costs, or fits no run.
     """
-    wanted = _Wanted(fit_rules=fit_rules, strategies=strategies, costs=costs, draws=draws, seed=seed)
+    wanted = _Wanted(fit_rules=fit_rules, costs=costs, draws=draws, seed=seed)
     runs = given = _Contenders.of(pool)
     most = {"exhaustive_runs": _FEW_RUNS, "most_subsets": _FEW_SUBSETS} if is_large(pool) else {}
     frontier = tuple(find_frontier(pool.names, wanted.seconds(pool.names), runs.subsets, **most))
@@ -245,7 +245,6 @@ class _Wanted:
     """How a pool is to be blended, whichever of its runs take part; as `blend_pool` takes it."""
 
     fit_rules: bool
-    strategies: Sequence[Strategy] | None
     costs: Costs | None
     draws: int
     seed: int

@@ -131,7 +131,16 @@ def check_folds(labels: Labels, file: FoldFile, *, duplicates: Ints | None = Non
 
 
 def check_made(labels: Labels, folds: Folds, *, duplicates: Ints | None = None) -> list[Finding]:
-    """Check folds that were just made."""
+    """Check folds that were just made.
+
+    Args:
+        labels: Of the competition's images.
+        folds: Of the same images.
+        duplicates: As for `check_folds`.
+
+    Returns:
+        What `check_folds` finds.
+    """
     file = FoldFile(
         ids=folds.ids,
         fold=folds.fold,

@@ -131,7 +131,15 @@ class Client(Protocol):
         """Return how many submissions are left today."""
 
     def submit(self, competition: str, *, kernel: str, version: int, file: str, message: str) -> int:
-        """Submit a kernel's version to a code competition; return the submission's number."""
+        """Submit a kernel's version to a code competition; return the submission's number.
+
+        Args:
+            competition: Its name, as in its page's address.
+            kernel: owner/slug.
+            version: The kernel's, once it has run.
+            file: The output file that is the submission.
+            message: What the submission is called.
+        """
 
     def submissions(self, competition: str) -> list[Submission]:
         """Return the newest submissions, not all."""

@@ -267,6 +267,11 @@ def wait_for_kernel(
 def fetch_output(ref: str, client: Client, folder: Path) -> list[Path]:
     """Write a kernel's output files into a folder, and return them.
 
+    Args:
+        ref: owner/slug, as in the address of the kernel's page.
+        client: Calls Kaggle.
+        folder: Where they go; made where it is absent.
+
     Raises:
         KaggleError: When there is no such kernel, or a file would lie outside of the folder.
     """

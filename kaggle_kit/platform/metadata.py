@@ -38,7 +38,6 @@ class KernelMetadata:
         ref: owner/slug.
         code_file: The only file that is pushed, beside the metadata.
         kernel_type: script or notebook.
-        language: python, r or rmarkdown.
         machine_shape: The accelerator's id; "" for the CPU.
         datasets: owner/slug, or owner/slug/version.
         competitions: Slugs.
@@ -48,7 +47,6 @@ class KernelMetadata:
     ref: str
     code_file: Path
     kernel_type: str
-    language: str
     machine_shape: str
     datasets: tuple[str, ...]
     competitions: tuple[str, ...]
@@ -97,7 +95,6 @@ def read_kernel(folder: Path, *, internet: bool = True) -> KernelMetadata:
         ref=values["id"],
         code_file=folder / values["code_file"],
         kernel_type=values["kernel_type"],
-        language=values["language"],
         machine_shape=values.get("machine_shape") or "",
         datasets=tuple(values.get("dataset_sources", ())),
         competitions=tuple(values.get("competition_sources", ())),

@@ -30,6 +30,14 @@ class Budget:
     def __init__(
         self, levels: Sequence[Level], costs: Costs, *, end: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        """Start without having measured anything.
+
+        Args:
+            levels: What may run, the cheapest first.
+            costs: What it takes, as far as that is known.
+            end: When the last image must be finished, by the clock.
+            clock: Gives the seconds.
+        """
         self.levels = tuple(levels)
         self.costs = costs
         self.end = end

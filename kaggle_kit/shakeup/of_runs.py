@@ -20,7 +20,13 @@ def shakeup_of_runs(runs: Sequence[Run], *, public: Part, private: Part, draws: 
 
     Runs decide by their highest probability here, without the rules that `kaggle-kit blend` fits.
     Which combinations are unseen is read from the first run's folds; a note says so where another run had others.
-    The other arguments are those of `estimate_shakeup`.
+
+    Args:
+        runs: Finished, of one task.
+        public: What the public board scores.
+        private: What the private board scores.
+        draws: How many times both are drawn.
+        seed: Same seed, same images.
 
     Raises:
         SettingError: As there.

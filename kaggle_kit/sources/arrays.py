@@ -17,7 +17,7 @@ import numpy.typing as npt
 from kaggle_kit.errors import DataError
 from kaggle_kit.pixels import Image
 from kaggle_kit.sources.fitting import fit_images, match_channels
-from kaggle_kit.sources.protocol import Chunk, Shape, split_rows
+from kaggle_kit.sources.protocol import Chunk, Shape, read_parts, split_rows
 from kaggle_kit.sources.wide_parquet import first_line
 from kaggle_kit.tables import Text, check_unique
 from kaggle_kit.task import Stored
@@ -143,16 +143,9 @@ class ArraySource:
         return image
 
     def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
-        """Yield images in row order, 32 MB at a time."""
+        """Yield images in row order, 32 MB at a time: see `Source.chunks`."""
         last = len(self) if stop is None else stop
-        for part in self.parts():
-            rows = range(max(part.start, start), min(part.stop, last))
-            if not len(rows):
-                continue
-            images = self._fitted(rows)
-            if into is not None:
-                into[rows.start : rows.stop] = images
-                images = into[rows.start : rows.stop]
+        for rows, images in read_parts(self.parts(), self._fitted, start=start, stop=last, into=into):
             sizes = np.tile(np.array(self._images.shape[1:3], np.int32), (len(rows), 1))
             yield Chunk(start=rows.start, ids=self.ids[rows.start : rows.stop], images=images, sizes=sizes)
 

@@ -32,7 +32,7 @@ from kaggle_kit.pixels import Image
 from kaggle_kit.settings import build
 from kaggle_kit.sources.arrays import map_npy
 from kaggle_kit.sources.encoded import EncodedSource
-from kaggle_kit.sources.protocol import Chunk, Shape, Sizes, split_rows
+from kaggle_kit.sources.protocol import Chunk, Shape, Sizes, read_parts, split_rows
 from kaggle_kit.tables import Text
 from kaggle_kit.task import Stored
 
@@ -150,22 +150,18 @@ class PackedSource:
         return self._encoded.read(row)
 
     def chunks(self, *, start: int = 0, stop: int | None = None, into: Image | None = None) -> Iterator[Chunk]:
-        """Yield images in row order, 32 MB at a time."""
+        """Yield images in row order, 32 MB at a time: see `Source.chunks`."""
         last = len(self) if stop is None else stop
-        for part in self.parts():
-            rows = range(max(part.start, start), min(part.stop, last))
-            if not len(rows):
-                continue
-            images = self.take(np.arange(rows.start, rows.stop)) if self.kind == "encoded" else self._mapped(rows)
-            if into is not None:
-                into[rows.start : rows.stop] = images
-                images = into[rows.start : rows.stop]
+        for rows, images in read_parts(self.parts(), self._read_range, start=start, stop=last, into=into):
             ids = self.ids[rows.start : rows.stop]
             broken = {name: self.broken[name] for name in ids.tolist() if name in self.broken} if self.broken else {}
             sizes = self.sizes[rows.start : rows.stop]
             yield Chunk(start=rows.start, ids=ids, images=images, sizes=sizes, broken=broken)
 
-    def _mapped(self, rows: range) -> Image:
+    def _read_range(self, rows: range) -> Image:
+        """Return images of a range; those of a raw store are a view of the page cache."""
+        if self.kind == "encoded":
+            return self.take(np.arange(rows.start, rows.stop))
         return np.asarray(self._images[rows.start : rows.stop])
 
     def take(self, rows: npt.NDArray[np.int64]) -> Image:
@@ -213,7 +209,7 @@ class PackedSource:
 
     def _changed_rows(self, rows: range) -> list[int]:
         if self.kind == "raw":
-            found = hash_images(self._mapped(rows))
+            found = hash_images(self._read_range(rows))
             return (rows.start + np.flatnonzero((found != self.hashes[rows.start : rows.stop]).any(axis=1))).tolist()
         return [row for row in rows if str(self.ids[row]) not in self.broken and not self._is_whole(row)]
 

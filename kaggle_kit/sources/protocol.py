@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -114,6 +114,29 @@ def fixed_shape(source: Source) -> Shape:
     if source.shape == "varies":
         raise ValueError(f"images of {source.describe()} have no stored size; open them with a task that has one")
     return source.shape
+
+
+def read_parts(
+    parts: Iterable[range], read: Callable[[range], Image], *, start: int, stop: int, into: Image | None
+) -> Iterator[tuple[range, Image]]:
+    """Yield ranges of rows and their images, of what lies from `start` to before `stop`.
+
+    Args:
+        parts: Ranges of rows, each read in one go.
+        read: Returns the images of a range.
+        start: The first row.
+        stop: The row after the last.
+        into: As for `Source.chunks`.
+    """
+    for part in parts:
+        rows = range(max(part.start, start), min(part.stop, stop))
+        if not rows:
+            continue
+        images = read(rows)
+        if into is not None:
+            into[rows.start : rows.stop] = images
+            images = into[rows.start : rows.stop]
+        yield rows, images
 
 
 def split_rows(start: int, stop: int, size: int) -> list[range]:

@@ -52,7 +52,13 @@ class CheckpointInfo:
 
 
 def save_checkpoint(path: Path, network: Network, info: CheckpointInfo) -> None:
-    """Write weights and description to one file, atomically."""
+    """Write weights and description to one file, atomically.
+
+    Args:
+        path: The .safetensors file.
+        network: Whose weights are kept.
+        info: All that is needed to build the network again, and where its weights come from.
+    """
     from safetensors.torch import save_file
 
     header = {

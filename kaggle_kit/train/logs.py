@@ -16,7 +16,6 @@ import numpy.typing as npt
 from torch import nn
 
 from kaggle_kit.errors import SettingError
-from kaggle_kit.pixels import Image
 from kaggle_kit.progress import say
 from kaggle_kit.scores import Score
 from kaggle_kit.tables import write_rows
@@ -125,10 +124,6 @@ class Sink(Protocol):
         """Tell how the values of each (n,) array are distributed."""
         ...
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """Show a picture file."""
-        ...
-
     def close(self) -> None:
         """Write what is left."""
         ...
@@ -160,10 +155,6 @@ class Loggers:
         if self._gradients and self._sinks:
             values = dict(_weights_and_gradients(network))
             self._tell(lambda sink: sink.histogram(step, values))
-
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """Show a picture file, PNG or JPEG."""
-        self._tell(lambda sink: sink.picture(step, name, path))
 
     def close(self) -> None:
         """Write what is left; nothing may be told after that."""
@@ -245,9 +236,6 @@ class _TensorBoard:
         for name, array in values.items():
             self._writer.add_histogram(name, array, step)
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        self._writer.add_image(name, _read_picture(path), step, dataformats="HWC")
-
     def close(self) -> None:
         self._writer.close()
 
@@ -280,9 +268,6 @@ class _Wandb:
         binned = {name: np.histogram(array, bins=_BINS) for name, array in values.items()}
         self._run.log({name: self._wandb.Histogram(np_histogram=one) for name, one in binned.items()}, step=step)
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        self._run.log({name: self._wandb.Image(str(path))}, step=step)
-
     def close(self) -> None:
         self._run.finish()
 
@@ -306,15 +291,6 @@ def _weights_and_gradients(network: nn.Module) -> Iterator[tuple[str, Values]]:
                 values = values[np.isfinite(values)]
                 if len(values):
                     yield f"{kind}/{name}", values
-
-
-def _read_picture(path: Path) -> Image:
-    import cv2
-
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-        raise OSError(f"{path} is no picture")
-    return np.asarray(image, np.uint8)
 
 
 def _short(error: Exception) -> str:

@@ -83,6 +83,15 @@ class Network(nn.Module):
     def __init__(
         self, task: Task, preprocess: Preprocess, backbone: nn.Module, config: ModelConfig, *, fixed_size: bool
     ) -> None:
+        """Put heads on a backbone; `build_network` does it by settings alone.
+
+        Args:
+            task: Gives the heads.
+            preprocess: Images to pixels.
+            backbone: The timm model, without classifier.
+            config: The model's settings.
+            fixed_size: The backbone takes images of one size alone.
+        """
         super().__init__()
         self.preprocess = preprocess
         self.backbone = backbone

@@ -132,6 +132,14 @@ class Schedule:
     def __init__(
         self, config: ScheduleConfig, cycles: tuple[Cycle, ...], *, tail: Tail | None, steps_per_epoch: int
     ) -> None:
+        """Start at the first step; `make_schedule` works out cycles and tail by the settings.
+
+        Args:
+            config: The schedule's settings.
+            cycles: In order and without gaps.
+            tail: The constant end, if the weights are averaged.
+            steps_per_epoch: Optimizer steps in an epoch.
+        """
         self.cycles = cycles
         self.tail = tail
         self.num_steps = cycles[-1].first + cycles[-1].num_steps

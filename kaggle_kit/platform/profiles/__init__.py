@@ -23,7 +23,6 @@ class ImageProfile:
         date: When its facts were read, ISO.
         python: Major and minor version.
         cuda: CUDA's version there.
-        driver: NVIDIA's driver there, major version.
         packages: {distribution: version} of what is known exactly; `opencv` stands for whichever of its distributions
             is there.
         also: Distributions there in unknown versions.
@@ -35,7 +34,6 @@ class ImageProfile:
     date: str
     python: str
     cuda: str
-    driver: str
     packages: dict[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
