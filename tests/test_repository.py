@@ -17,14 +17,25 @@ from kaggle_kit.task import read_task
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "competitions").glob("*/README.md"))
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [
     line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line.startswith("kaggle-kit ")
 ]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_the_readme_s_commands_are_understood(line: str) -> None:
+WORKED = sorted((ROOT / "competitions").glob("*/*"))
+WORKED_LINES = [
+    re.sub(r'"\$\{settings\[@\]\}"|"\$@"', "", line).replace('"$data"', "./data").replace('"$hidden"', "./hidden")
+    for path in WORKED
+    for line in path.read_text(encoding="utf-8").splitlines()
+    if line.startswith("kaggle-kit ")
+]
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(COMMANDS + WORKED_LINES))
+def test_commands_of_readme_and_worked_competitions_are_understood(line: str) -> None:
     options = make_parser().parse_args(with_listing(shlex.split(line)[1:]))
     if "--multirun" in line:
         assert len(expand_multirun(options.overrides)) > 1
@@ -36,19 +47,25 @@ def test_the_readme_s_commands_are_understood(line: str) -> None:
             compose_experiment(options.overrides, needs=needs)
 
 
+@pytest.mark.parametrize("name", ["bengali", "ships"])
+def test_a_worked_competition_s_script_trains_as_its_page_says(name: str) -> None:
+    """What `run.sh` passes as settings stands in the page's commands."""
+    script, page = ((ROOT / "competitions" / name / file).read_text("utf-8") for file in ("run.sh", "README.md"))
+    (settings,) = re.findall(r"^settings=\((.*)\)$", script, flags=re.MULTILINE)
+    trained = [line for line in page.splitlines() if line.startswith("kaggle-kit train task=")]
+    assert trained and all(set(shlex.split(settings)) <= set(shlex.split(line)) for line in trained)
+
+
 def test_the_readme_shows_the_whole_way() -> None:
     assert [line.split()[1] for line in COMMANDS] == [
-        *("pack", "folds", "train", "train", "blend", "bundle", "rehearse"),
-        *("predict", "score"),
-        *("pack",),
-        *("audit", "audit", "review", "folds", "train"),
-        *("folds", "folds", "runs", "runs", "runs"),
-        *("show-augment", "lr-find", "weights", "train", "train"),
-        *("train", "train", "sweep", "baseline", "baseline"),
-        *("blend", "blend", "blend", "blend"),
-        *("export", "bundle", "bundle", "bundle", "runs"),
-        *("doctor", "wheelhouse", "rehearse", "rehearse", "kernel", "kernel", "publish", "publish", "submit"),
-        *("predict", "bench"),
+        *("audit", "review"),
+        *("folds", "train", "train", "audit", "blend"),
+        *("bundle", "rehearse"),
+        *("wheelhouse", "kernel", "publish", "publish", "submit"),
+        *("folds", "runs", "runs", "runs"),
+        *("show-augment", "lr-find", "weights", "train", "train", "train", "sweep", "baseline"),
+        *("blend", "bundle", "bundle", "predict", "score", "bench"),
+        *("doctor", "rehearse", "rehearse", "kernel"),
     ]
 
 
@@ -60,9 +77,16 @@ def test_the_readme_s_task_is_one(tmp_path: Path) -> None:
 
 def test_the_readme_s_python_is_compiled() -> None:
     blocks = [block for kind, block in BLOCKS if kind == "python"]
-    assert len(blocks) == 3
+    assert blocks
     for block in blocks:
         compile(block, "README.md", "exec")
+
+
+@pytest.mark.parametrize("page", [str(path.relative_to(ROOT)) for path in PAGES])
+def test_pages_link_to_files_that_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if not link.startswith("http")]
+    assert [link for link in links if not ((ROOT / page).parent / link).exists()] == []
 
 
 def test_setup_cfg_lists_every_package() -> None:
