@@ -118,7 +118,11 @@ def rows_of_claim(claim: Claim, work: Path, seeds: Sequence[int]) -> Iterable[st
         texts = [name, claim.reported, claim.ground] if name else ["", "", ""]
         texts.append(part if len(claim.parts) > 1 else "")
         texts += [f"{old:.4f} to {new:.4f}", f"{np.mean(each):+.4f} ({low:+.4f} to {high:+.4f})"]
-        texts += [", ".join(f"{gain:+.4f}" for gain in each), cost if name else "", verdict(each, (low, high))]
+        texts += [
+            ", ".join(f"{seed}: {gain:+.4f}" for seed, gain in zip(used, each, strict=True)),
+            cost if name else "",
+            verdict(each, (low, high)),
+        ]
         yield "| " + " | ".join(texts) + " |"
 
 
@@ -152,9 +156,10 @@ def _is_ready(job: tuple[str, int], done: set[tuple[str, int]]) -> bool:
 HEADER = """# The write-ups' claims, tested
 
 Written by `{command}`.
-{machine}. No GPU: not measured on one. Scores are macro recall 2:1:1 (ships: weighted F1) on hidden tests that
-no training, choice or fit has seen. Seeds {seeds}; "gain" is the mean over seeds, with the 95 % interval over resampled
-hidden images; "each seed" shows how far seeds differ. A verdict other than "within noise" needs both: an interval that
+{machine}.
+No GPU: not measured on one. Scores are macro recall 2:1:1 (ships: weighted F1) on hidden tests that no training, choice
+or fit has seen. Seeds {seeds}; "gain" is the mean over seeds, with the 95 % interval over resampled
+hidden images; "each seed" shows how far seeds differ, and which of them the time was enough for. A verdict other than "within noise" needs both: an interval that
 leaves 0 out, and one sign for all seeds. Cost: minutes of processor time a training, without and with.
 
 - *handwriting*: {writers}; base: {written}.
