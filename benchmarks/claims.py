@@ -159,7 +159,8 @@ Written by `{command}`.
 {machine}.
 No GPU: not measured on one. Scores are macro recall 2:1:1 (ships: weighted F1) on hidden tests that no training, choice
 or fit has seen. Seeds {seeds}; "gain" is the mean over seeds, with the 95 % interval over resampled
-hidden images; "each seed" shows how far seeds differ, and which of them the time was enough for. A verdict other than "within noise" needs both: an interval that
+hidden images; "each seed" shows how far seeds differ, and which of them the time was enough for.
+A verdict other than "within noise" needs both: an interval that
 leaves 0 out, and one sign for all seeds. Cost: minutes of processor time a training, without and with.
 
 - *handwriting*: {writers}; base: {written}.
