@@ -8,13 +8,13 @@ heads, one writer held out as the hidden test, macro recall 2:1:1. `caltech`: 12
 weighted F1. `fashion`: Fashion-MNIST with its official test, accuracy.
 
 All train the same backbone from scratch at the same size and batch, on the same images, and validate on the same ones:
-kaggle_kit's first fold. kaggle_kit has its defaults; fastai those of vision_learner and fit_one_cycle; timm AdamW
-with a cosine schedule in a plain loop, untuned. A short trial times each one's steps and so gives it as many epochs as the
+kaggle_kit's first fold. kaggle_kit has its defaults; fastai those of vision_learner and fit_one_cycle; timm AdamW with
+a cosine schedule in a plain loop, untuned. A short trial times each one's steps and so gives it as many epochs as the
 minutes hold; the clock, which for kaggle_kit runs while it packs the images too, ends what has not ended by then. Then
-each exports, and says what it thinks of the hidden test; fresh processes without network say it again from the exported
-artefact alone. All processes keep to one core; where others use it too, `--clock processor` counts what a process had
-of it (kaggle_kit, whose `max_hours` is of the wall clock, then ends by its epochs alone). Results are kept in --work:
-the same call goes on where it was cut off.
+each exports, and says what it thinks of the hidden test; fresh processes without network say it again from the
+exported artefact alone. All processes keep to one core; where others use it too, `--clock processor` counts what a
+process had of it (kaggle_kit, whose `max_hours` is of the wall clock, then ends by its epochs alone). Results are kept
+in --work: the same call goes on where it was cut off.
 """
 
 from __future__ import annotations
