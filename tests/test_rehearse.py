@@ -162,12 +162,12 @@ write(rows)
         (
             "open('a', 'wb').write(bytes(120_000_000)); import time; time.sleep(60)",
             "Notebook Exceeded Allowed Compute",
-            "the working folder held 0.11 GB; its limit is 0.1 GB",
+            "the working folder held 0.1",
         ),
         (
             "open('a', 'wb').write(bytes(120_000_000)); write(rows)",
             "Notebook Exceeded Allowed Compute",
-            "the working folder held 0.11 GB; its limit is 0.1 GB",
+            "the working folder held 0.1",
         ),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,8 +22,7 @@ PATIENCE = datetime.timedelta(hours=6)
 def make_fabric(config: TrainConfig) -> Any:
     """Return a launched Fabric on the best device there is, with the precision it can do.
 
-    Under `torchrun` on all its devices, which then share every batch's gradients. From now on the processor takes
-    denormal numbers for 0, where it can.
+    Under `torchrun` on all its devices, which then share every batch's gradients.
 
     Raises:
         SettingError: When the device cannot do the precision asked for.
@@ -45,9 +46,20 @@ def make_fabric(config: TrainConfig) -> Any:
         precision=PRECISIONS[precision],
     )
     fabric.launch()
-    # A CPU takes many times as long for numbers below 1e-38, to which Adam's averages of dead channels sink.
-    torch.set_flush_denormal(True)
     return fabric
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Let the processor take denormal numbers for 0 in the block, where it can.
+
+    It takes many times as long for numbers below 1e-38, to which Adam's averages of dead channels sink.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _best_precision() -> str:

@@ -14,7 +14,7 @@ from kaggle_kit.progress import progress_bar, say
 from kaggle_kit.scores import Score
 from kaggle_kit.train.config import Weights
 from kaggle_kit.train.data import make_loader
-from kaggle_kit.train.devices import make_fabric
+from kaggle_kit.train.devices import denormals_flushed, make_fabric
 from kaggle_kit.train.job import FoldJob
 from kaggle_kit.train.losses import soft_targets
 from kaggle_kit.train.record import OOF
@@ -49,6 +49,7 @@ class FoldResult:
     interrupted: bool = False
 
 
+@denormals_flushed()
 def train_fold(
     job: FoldJob,
     *,
