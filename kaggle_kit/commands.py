@@ -84,10 +84,24 @@ def _check_folds(options: argparse.Namespace, labels: Labels, path: Path, id_col
     return {"checked": path, "findings": findings}, CHECK_FAILED if failed else DONE
 
 
+def _check_sample(options: argparse.Namespace) -> None:
+    """Refuse a task that contradicts the sample submission: better now than when all is trained."""
+    from kaggle_kit.errors import DataError
+    from kaggle_kit.submission import misnamed_columns
+    from kaggle_kit.task import read_task
+
+    task = read_task(options.task)
+    if odd := misnamed_columns(task, options.data):
+        raise DataError(odd)
+    if not (options.data / task.submission.file).is_file():
+        print(f"note: there is no {options.data / task.submission.file}; rehearsal and submission need it")
+
+
 def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, int]:
     from kaggle_kit.files import check_output_file
     from kaggle_kit.folds import FoldPlan, describe_duplicates, make_folds
     from kaggle_kit.folds.check import check_made, format_findings
+    from kaggle_kit.folds.schemes import check_groups
 
     check_output_file(options.out, ".parquet", outside=options.data)
     plan = FoldPlan(
@@ -98,6 +112,8 @@ def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, in
         unseen_share=options.unseen_share,
         rare=options.rare,
     )
+    check_groups(labels, plan.scheme)  # before images are packed
+    _check_sample(options)
     equal, broken = _equal_images(options, labels, options.out.parent)
     together = _with_near_twins(options, labels, equal)
     made = make_folds(labels, **dataclasses.asdict(plan), duplicates=together, leave_out=broken)

@@ -18,6 +18,7 @@ from small_kernels import START, write_kernel
 
 from kaggle_kit.errors import BundleError, DataError, KitError, RehearsalError
 from kaggle_kit.platform import rehearse as module
+from kaggle_kit.platform.answers import solution_notes
 from kaggle_kit.platform.rehearse import Rehearsal, rehearse
 from kaggle_kit.platform.wheel import build_wheel, kernels_folder
 from kaggle_kit.runs import Run
@@ -383,6 +384,11 @@ def test_slips_of_the_user_are_not_blamed_on_the_kernel(
         go(SUBMIT, only=None, data=tmp_path / "empty")
     with pytest.raises(DataError, match="there is no data folder"):
         go(SUBMIT, data=tmp_path / "nothing")
+    with pytest.raises(RehearsalError, match="is no kernel .*; did you mean 'submit'"):
+        go(SUBMIT.parent / "sumbit")
+    misnamed = replace(toy.task, submission=replace(toy.task.submission, target="label"))
+    with pytest.raises(DataError, match="has the columns 'row_id', 'target', and a submission of this task .*'label'"):
+        rehearse(SUBMIT, misnamed, data=toy.data, hidden=toy.hidden, bundle=bundle_folder, work=tmp_path / "w")
     with pytest.raises(BundleError, match="bundel is no bundle"):
         go(SUBMIT, bundle=tmp_path / "bundel")
     with pytest.raises(RehearsalError, match="there is no folder .*lost' to attach"):
@@ -398,6 +404,17 @@ def test_slips_of_the_user_are_not_blamed_on_the_kernel(
     other = replace(toy.task, name="other")
     with pytest.raises(RehearsalError, match="is a bundle for task 'toy-wide', not 'other'"):
         rehearse(SUBMIT, other, data=toy.data, hidden=toy.hidden, bundle=bundle_folder, work=tmp_path / "w")
+
+
+def test_what_is_not_scored_of_a_hidden_test_is_said(trained: tuple[Toy, list[Run]], tmp_path: Path) -> None:
+    toy = trained[0]
+    assert list(solution_notes(toy.task, toy.hidden)) == []
+    hidden = shutil.copytree(toy.hidden, tmp_path / "hidden")
+    lines = (hidden / "solution.csv").read_text().splitlines()
+    (hidden / "solution.csv").write_text("\n".join(line for line in lines if not line.startswith("Test_0_")) + "\n")
+    assert "lacks 1 of 9 images, and they are not scored: 'Test_0'" in next(solution_notes(toy.task, hidden))
+    (hidden / "solution.csv").unlink()
+    assert next(solution_notes(toy.task, hidden)).endswith("solution.csv is not there: nothing was scored")
 
 
 def test_without_a_bundle_none_is_attached(go) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from kaggle_kit.labels import Labels
 from kaggle_kit.submission import (
     expected_images,
     expected_rows,
+    misnamed_columns,
     read_submission,
     score_submission,
     split_row_ids,
@@ -129,3 +131,13 @@ def test_columns_of_the_sample_that_the_task_does_not_name_are_found(wide: Toy) 
     path.write_text("\n".join([lines[0] + ",Usage", *[line + ",Public" for line in lines[1:]]]) + "\n")
     assert unfilled_columns(wide.task, wide.data) == ["Usage"]
     assert len(expected_rows(wide.task, wide.data)) == len(lines) - 1
+
+
+def test_a_sample_with_other_columns_than_the_task_says_is_told_of(files: Toy) -> None:
+    assert misnamed_columns(files.task, files.data) == ""
+    other = replace(files.task, submission=replace(files.task.submission, target="label"))
+    assert "a submission of this task 'image', 'label'; mend the task's `submission`" in misnamed_columns(
+        other, files.data
+    )
+    (files.data / files.task.submission.file).unlink()
+    assert misnamed_columns(other, files.data) == ""

@@ -15,7 +15,7 @@ from kaggle_kit.pixels import Image
 from kaggle_kit.sources import PackedSource, Source, image_folder, listed_ids, open_source
 from kaggle_kit.sources.encoded import EncodedSource
 from kaggle_kit.sources.files import IMAGE_SUFFIXES, ZIP_ERRORS, list_files, open_files
-from kaggle_kit.submission import expected_images, expected_rows
+from kaggle_kit.submission import expected_images, expected_rows, misnamed_columns
 from kaggle_kit.tables import Text
 from kaggle_kit.task import Task
 
@@ -182,9 +182,9 @@ def _there(source: EncodedSource) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
 
 
 def _asked_ids(task: Task, data: Path) -> tuple[Text | None, str]:
-    """Return the images that the sample submission asks about, or None and why not."""
+    """Return the images that the sample submission asks about, or None, and what is wrong with it."""
     try:
-        return expected_images(task, expected_rows(task, data)), ""
+        return expected_images(task, expected_rows(task, data)), misnamed_columns(task, data)
     except KitError as error:
         return None, f"Test images were not compared with the sample submission: {error}."
 

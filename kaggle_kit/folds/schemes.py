@@ -17,6 +17,7 @@ from kaggle_kit.folds.stratify import (
 from kaggle_kit.labels import Labels
 from kaggle_kit.tables import Text
 
+GROUPED = ("grouped", "stratified-grouped", "leave-one-group-out")  # schemes that keep groups together
 MOST_HELD_OUT = 0.95  # of the images that may be: some must show what their combinations look like
 SIZE_WEIGHT = 10.0  # of held-out combinations: the share asked for is what the score is read for
 
@@ -99,6 +100,16 @@ def merged(groups: Ints | Text, same: Ints) -> Ints:
     return np.asarray(np.unique(joined, return_inverse=True)[1], np.int64)
 
 
+def check_groups(labels: Labels, scheme: str) -> None:
+    """Refuse a scheme of groups where no column names them.
+
+    Raises:
+        SettingError: When the task names no such column.
+    """
+    if scheme in GROUPED and labels.groups is None:
+        raise SettingError(f"scheme {scheme!r} needs a column that names each image's group; set the task's `groups`")
+
+
 def needed_groups(labels: Labels, same: Ints, scheme: str, num_folds: int) -> Ints:
     """Return (N,) group numbers, where groups that share an equal image are one.
 
@@ -106,8 +117,8 @@ def needed_groups(labels: Labels, same: Ints, scheme: str, num_folds: int) -> In
         SettingError: When the task names no column of groups.
         DataError: When there are fewer groups than folds.
     """
-    if labels.groups is None:
-        raise SettingError(f"scheme {scheme!r} needs a column that names each image's group; set the task's `groups`")
+    check_groups(labels, scheme)
+    assert labels.groups is not None
     groups = merged(labels.groups, same)
     num_groups = int(groups.max()) + 1
     if num_groups < num_folds:

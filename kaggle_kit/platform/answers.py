@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from kaggle_kit.errors import KitError
+import numpy as np
+
+from kaggle_kit.errors import KitError, some_of
 from kaggle_kit.machine import memory_bytes
 from kaggle_kit.platform.processes import GB
 from kaggle_kit.platform.session import Session, SessionLimits
 from kaggle_kit.runtime.progress import gpu_memory_gb
 from kaggle_kit.runtime.report import read_report
-from kaggle_kit.submission import expected_rows, validate_submission
+from kaggle_kit.submission import expected_images, expected_rows, read_submission, validate_submission
 from kaggle_kit.task import Task
 
 Answer = Literal[
@@ -69,6 +71,18 @@ def submission_fault(task: Task, submission: Path, competition: Path) -> str:
     except KitError as error:
         return str(error)
     return ""
+
+
+def solution_notes(task: Task, hidden: Path) -> Iterator[str]:
+    """Yield why a hidden test's score is none, or not of all its images."""
+    solution = hidden / "solution.csv"
+    if not solution.is_file():
+        yield f"{solution} is not there: nothing was scored"
+        return
+    asked = expected_images(task, expected_rows(task, hidden))
+    lacking = asked[~np.isin(asked, read_submission(task, solution)[0])]
+    if len(lacking):
+        yield f"{solution} lacks {len(lacking):,} of {len(asked):,} images, and they are not scored: {some_of(lacking)}"
 
 
 def log_warnings(log: Path) -> Iterator[str]:

@@ -15,6 +15,7 @@ from kaggle_kit.errors import DataError, KitError, RehearsalError, some_of
 from kaggle_kit.platform.wheel import build_wheel
 from kaggle_kit.runtime.bundle import open_bundle
 from kaggle_kit.sources import image_folder, listed_ids
+from kaggle_kit.submission import misnamed_columns
 from kaggle_kit.task import Task
 
 Layout = Literal["new", "old"]
@@ -85,7 +86,8 @@ def check_inputs(inputs: Inputs, *, hidden: Path | None, visible: bool) -> None:
 
     Raises:
         RehearsalError: For a bundle of another task, or a dataset that is no folder, or is attached twice.
-        DataError: When the data folder or the hidden test lacks files of a test.
+        DataError: When the data folder or the hidden test lacks files of a test, or the task's submission has other
+            columns than the sample submission.
     """
     task = inputs.task
     bundled = open_bundle(inputs.bundle).task.name if inputs.bundle else task.name
@@ -106,6 +108,9 @@ def check_inputs(inputs: Inputs, *, hidden: Path | None, visible: bool) -> None:
         raise DataError(f"there is no hidden test {str(hidden)!r}; give a folder with {told}")
     if hidden is not None and (missing := _lacking(hidden, parts)):
         raise DataError(f"{hidden} lacks {some_of(missing)}; a hidden test is made of {told}")
+    for folder in (inputs.data, hidden):
+        if folder is not None and (odd := misnamed_columns(task, folder)):
+            raise DataError(odd)
 
 
 def wheel_warnings(attached: tuple[Path, ...]) -> Iterator[str]:

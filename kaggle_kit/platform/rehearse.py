@@ -21,6 +21,7 @@ from kaggle_kit.platform.answers import (
     kaggle_answer,
     log_warnings,
     report_warnings,
+    solution_notes,
     submission_fault,
 )
 from kaggle_kit.platform.environments import layer_environment
@@ -215,6 +216,7 @@ def rehearse(
         raise RehearsalError("hard cases are made of the hidden test; rehearse it too (leave --only out)")
     inputs = Inputs(task=task, data=data, bundle=bundle, attached=tuple(attach), layout=layout)
     labels = _check(kernel, inputs, hidden=hidden if "hidden" in kinds else None, visible=set(kinds) != {"hidden"})
+    unscored = tuple(solution_notes(task, hidden)) if hidden and "hidden" in kinds else ()
     limits = SessionLimits(
         time_s=task.limits.hours * 3600 if time_limit_s is None else time_limit_s,
         memory_gb=task.limits.memory_gb if memory_gb is None else memory_gb,
@@ -244,7 +246,7 @@ def rehearse(
         read_only=isolated,
         cores=limits.cores,
         warnings=(*metadata_warnings(kernel), *wheel_warnings(inputs.attached), *_told(runs, results)),
-        notes=tuple(_notes(limits, cores=cores)),
+        notes=(*_notes(limits, cores=cores), *unscored),
         score=_hidden_score(task, runs[-1], hidden, labels) if complete else None,
     )
 
@@ -379,4 +381,4 @@ def _hidden_score(task: Task, run: RehearsedRun, hidden: Path | None, labels: La
     try:
         return score_submission(task, run.submission, hidden / "solution.csv", train=labels, draws=DRAWS)
     except KitError as error:
-        raise RehearsalError(f"the submission is sound, but cannot be scored: {error}") from None
+        raise RehearsalError(f"the kernel ended well, but what it wrote cannot be scored: {error}") from None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kaggle_kit.errors import RehearsalError
+from kaggle_kit.errors import RehearsalError, did_you_mean
 
 METADATA = "kernel-metadata.json"
 RUNTIMES = ("onnxruntime", "wheelhouse")  # what a dataset that brings onnxruntime has in its name
@@ -32,7 +32,9 @@ def check_kernel(kernel: Path) -> Path:
     """
     path = kernel / METADATA
     if not path.is_file():
-        raise RehearsalError(f"{kernel} is no kernel (no {METADATA}); give a folder such as kernels/submit")
+        known = [one.parent.name for one in kernel.parent.glob(f"*/{METADATA}")]
+        hint = did_you_mean(kernel.name, known, listed=False) or "; give a folder such as kernels/submit"
+        raise RehearsalError(f"{kernel} is no kernel (no {METADATA}){hint}")
     try:
         metadata = json.loads(path.read_text(encoding="utf-8"))
         code = kernel / str(metadata["code_file"])
