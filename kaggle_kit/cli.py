@@ -17,7 +17,7 @@ from kaggle_kit import commands
 from kaggle_kit.audit_command import add_audit_parsers
 from kaggle_kit.blend_command import add_blend_parser
 from kaggle_kit.doctor_command import add_doctor_parsers
-from kaggle_kit.errors import KitError
+from kaggle_kit.errors import KitError, did_you_mean
 from kaggle_kit.export_command import add_export_parsers
 from kaggle_kit.kaggle_command import add_kaggle_parsers
 from kaggle_kit.machine import is_first_process
@@ -42,6 +42,8 @@ SCHEMES = (
 BASE_PACKAGES = ("numpy", "cv2", "pyarrow", "yaml")
 EXTRA_OF = {"onnxruntime": "[cpu]", "starlette": "[audit]", "uvicorn": "[audit]", "packaging": "[kaggle]"}
 DATA_HELP = "the competition's data folder"
+_SETTING = re.compile(r" --([a-z_.]+)(?:[= ](?!-)(\S+))?")  # in what argparse says of arguments it does not know
+_CHOICE = re.compile(r"invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,9 +78,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        unknown = message.startswith("unrecognized arguments")
-        setting = re.search(r": --([a-z_.]+)[= ](\S+)", message) if unknown else None
-        hint = f"; where a command takes settings, write {setting[1]}={setting[2]}, without dashes" if setting else ""
+        hint = ""
+        if message.startswith("unrecognized arguments"):
+            settings = [f"{name}={value or '...'}" for name, value in _SETTING.findall(message)]
+            hint = f"; where a command takes settings, write {' '.join(settings)}, without dashes" if settings else ""
+        elif choice := _CHOICE.search(message):
+            hint = did_you_mean(choice["given"], re.findall(r"[^\s',]+", choice["known"]), listed=False)
         self.exit(commands.USER_CAN_MEND, f"kaggle-kit: {message}{hint}; see {self.prog} --help\n")
 
 

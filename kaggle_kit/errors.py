@@ -88,10 +88,10 @@ def some_of(names: Iterable[object], limit: int = 3) -> str:
     return ", ".join(shown[:limit]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name closest to `name`, or the list of known names."""
+def did_you_mean(name: str, known: Iterable[str], *, listed: bool = True) -> str:
+    """Return `; did you mean 'x'?` for the known name closest to `name`, or where `listed` the known names."""
     options = [str(option) for option in known]
     close = difflib.get_close_matches(name, options, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(options)}" if options else ""
+    return f"; known: {', '.join(options)}" if options and listed else ""

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import DataError, did_you_mean, some_of
-from kaggle_kit.files import replacing
+from kaggle_kit.files import no_file, replacing
 
 REPEATED = " (again in row "  # in the name of a row whose id an earlier row has
 Text = npt.NDArray[np.str_]
@@ -30,7 +30,7 @@ def read_columns(path: Path, columns: Sequence[str] | None = None) -> dict[str, 
         DataError: When the file is absent, unreadable, or misses a column.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing; check the data folder and the task's file names")
+        raise DataError(no_file(path))
     rows, header = _read_rows(path)
     wanted = list(columns) if columns is not None else header
     for name in wanted:

@@ -214,6 +214,11 @@ def test_a_blend_below_its_best_run_says_so(
     ("arguments", "message"),
     [
         (["train", "--epochs=3"], "where a command takes settings, write epochs=3, without dashes; see kaggle-kit"),
+        (
+            ["train", "--task", "--data", "./d", "--lr=1"],
+            "write task=... data=... lr=1, without dashes; see ",
+        ),
+        (["folds", "t", "d", "--scheme", "stratifed"], "; did you mean 'stratified'?; see kaggle-kit folds --help"),
         (["predict"], "the following arguments are required: BUNDLE, DATA, --out; see kaggle-kit predict --help"),
     ],
 )
@@ -361,3 +366,17 @@ def test_probabilities_that_cannot_be_saved_are_refused_before_predicting(
     told = capsys.readouterr()
     assert message in told.err and not told.out
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_folds_refuse_a_submission_that_the_sample_contradicts(
+    wide: Toy, task_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path(task_file).read_text()
+    assert "target: target" in text
+    Path(task_file).write_text(text.replace("target: target", "target: label"))
+    make = ["folds", task_file, str(wide.data), "--out", str(tmp_path / "f.parquet"), "--labels-only"]
+    assert main(make) == 2
+    assert "mend the task's `submission`" in capsys.readouterr().err
+    (wide.data / "sample_submission.csv").unlink()
+    assert main(make) == 0
+    assert "sample_submission.csv; rehearsal and submission need it" in capsys.readouterr().out

@@ -222,8 +222,17 @@ def test_a_competition_whose_rules_are_not_accepted_is_left_out_of_a_push(kernel
     assert there.changes == ["push"]
 
 
+@pytest.mark.parametrize(("owner", "competition", "flag"), [("OWNER", "digits", "--owner"), ("me", "COMPETITION", "-")])
+def test_names_that_were_not_filled_in_are_refused_by_their_option(
+    tmp_path: Path, owner: str, competition: str, flag: str
+) -> None:
+    with pytest.raises(KaggleError, match=f"{flag}.* a placeholder; give "):
+        new_kernel("submit", tmp_path / "new", owner=owner, competition=competition)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_competition_that_the_kernel_does_not_attach_is_refused(kernel: Path) -> None:
-    with pytest.raises(KaggleError, match="does not attach 'ships'; add it to `competition_sources`, or .* digits"):
+    with pytest.raises(KaggleError, match="does not attach the competition 'ships' .*; add it to .*: digits"):
         submit(kernel, kaggle(), competition="ships")
 
 

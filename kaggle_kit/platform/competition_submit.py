@@ -145,8 +145,9 @@ def _checked_kernel(folder: Path, competition: str) -> KernelMetadata:
     kernel = read_kernel(folder, internet=False)
     if competition not in kernel.competitions:
         raise KaggleError(
-            f"{folder / KERNEL_METADATA} does not attach {competition!r}; add it to `competition_sources`, or choose "
-            f"another: {', '.join(kernel.competitions) or 'it attaches none'}"
+            f"{folder / KERNEL_METADATA} does not attach the competition {competition!r} (a task's name is taken as "
+            "its slug); add it to `competition_sources`, or write --competition with one that it attaches: "
+            f"{', '.join(kernel.competitions) or 'there is none'}"
         )
     refuse(check_kernel(folder), f"{folder} is not submitted")
     return kernel

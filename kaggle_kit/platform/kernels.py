@@ -21,6 +21,7 @@ from kaggle_kit.platform.rules import KERNEL_METADATA, is_gpu, slug_of
 from kaggle_kit.platform.wheel import kernels_folder
 
 RUN_LIMIT_S = 13 * 3600.0  # a session has 12 h at most, and may be queued before
+_MEANT = {"--owner": "your user name on Kaggle", "--competition": "the competition's slug, the end of its address"}
 _ACTIVE = ("queued", "running")
 
 
@@ -59,6 +60,9 @@ def new_kernel(
     text = (source / KERNEL_METADATA).read_text(encoding="utf-8")
     if "COMPETITION" in text and not competition:
         raise KaggleError(f"the template {template!r} attaches a competition; give its slug with --competition")
+    for flag, given in (("--owner", owner), ("--competition", competition or "")):
+        if given in rules.PLACEHOLDERS:
+            raise KaggleError(f"{flag} is {given}, a placeholder; give {_MEANT[flag]}")
     values = json.loads(text.replace("OWNER", owner).replace("COMPETITION", competition or ""))
     if title:
         values |= {"title": title, "id": f"{owner}/{slug_of(title)}"}

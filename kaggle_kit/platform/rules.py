@@ -64,7 +64,7 @@ RULES_NOT_ACCEPTED = re.compile(r"accept.*rules|rules.*accept|must.*(join|enter)
 UNPACKED = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 EXPLODED = (".pt", ".pth")  # zips inside, sometimes unpacked to folders; reported
 
-PLACEHOLDERS = ("OWNER", "COMPETITION", "INSERT_TITLE_HERE", "INSERT_SLUG_HERE", "INSERT_KERNEL_SLUG_HERE")
+PLACEHOLDERS = ("OWNER", "YOU", "COMPETITION", "INSERT_TITLE_HERE", "INSERT_SLUG_HERE", "INSERT_KERNEL_SLUG_HERE")
 OWNER_PATTERN = re.compile(r"[A-Za-z0-9]+(?:[_-][A-Za-z0-9]+)*")
 SLUG_PATTERN = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 

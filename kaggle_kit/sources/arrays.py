@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kaggle_kit.errors import DataError
+from kaggle_kit.files import no_file
 from kaggle_kit.pixels import Image
 from kaggle_kit.sources.fitting import fit_images, match_channels
 from kaggle_kit.sources.protocol import Chunk, Shape, read_parts, split_rows
@@ -34,7 +35,7 @@ def read_array(path: Path) -> npt.NDArray[Any]:
         DataError: When it is missing, damaged, or neither of them.
     """
     if not path.is_file():
-        raise DataError(f"{path} is missing; check the data folder and the task's file names")
+        raise DataError(no_file(path))
     try:
         return map_npy(path) if path.suffix == ".npy" else _read_idx(path)
     except (OSError, ValueError, EOFError, zlib.error, MemoryError) as error:
