@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from kaggle_kit.entries import Board, Clearable, Entry, OtherVersionError, entry_of, line_of, parse_line, seconds_of
-from kaggle_kit.errors import DataError, SettingError
+from kaggle_kit.errors import DataError, SettingError, some_of
 from kaggle_kit.files import replacing
-from kaggle_kit.runs import read_run
+from kaggle_kit.runs import HISTORY, read_run
 from kaggle_kit.task import Metric
 
 FILE = "ledger.jsonl"
@@ -96,9 +96,19 @@ def read_runs(folder: Path) -> Listing:
         noted = known.pop(entry.run_id, here.get(entry.run_id, entry))
         here[entry.run_id] = dataclasses.replace(entry, **{key: getattr(noted, key) for key in (*NOTED, "noted")})
     problems += [_same_run(paths) for paths in copies.values() if len(paths) > 1]
+    if begun := _unfinished(folder):
+        many = f"{len(begun)} trainings have not ended and are not listed: {some_of(begun)}"
+        one = f"the training {begun[0]} has not ended and is not listed"
+        problems.append(f"{one if len(begun) == 1 else many}; the same command goes on with it")
     mine = ("", _login_name())
     gone = frozenset(entry.run_id for entry in known.values() if entry.noted and entry.author in mine)
     return Listing(entries=(*here.values(), *known.values()), problems=tuple(problems), gone=gone)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """Return the folders one or two levels below a folder that hold folds and no run."""
+    states = [*folder.glob(f"[!.]*/*/{HISTORY}"), *folder.glob(f"[!.]*/[!.]*/*/{HISTORY}")]
+    return sorted({path.parent.parent for path in states if not (path.parent.parent / "run.json").is_file()})
 
 
 def _same_run(paths: Sequence[Path]) -> str:

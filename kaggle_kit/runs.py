@@ -36,6 +36,7 @@ from kaggle_kit.train.config import TrainConfig, Weights
 
 FORMAT = 3
 EVERYTHING = -1
+HISTORY = "history.csv"  # in a fold's folder, from its first epoch on
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,8 @@ def _columns(group: Sequence[Entry], gone: Collection[str]) -> list[tuple[str, l
     columns.append(("CV", [_number(entry.total) for entry in group]))
     intervals = ["{:.4f} to {:.4f}".format(*entry.interval) if entry.interval else "" for entry in group]
     columns.append(("95 % interval", intervals))
-    columns += [(part, [_number(getattr(entry, part)) for entry in group]) for part in ("seen", "unseen")]
+    parts = ("seen", "unseen") if any(entry.unseen is not None for entry in group) else ()
+    columns += [(part, [_number(getattr(entry, part)) for entry in group]) for part in parts]
     heads = list(dict.fromkeys(head for entry in group for head in entry.heads))
     if len(heads) > 1:
         shown = _short(heads)

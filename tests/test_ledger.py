@@ -14,7 +14,7 @@ from kaggle_kit.entries import entry_of, settings_of
 from kaggle_kit.errors import DataError, SettingError
 from kaggle_kit.folds import Folds
 from kaggle_kit.ledger import FILE, merge_ledgers, note_run, read_ledger, read_runs, write_ledger
-from kaggle_kit.runs import FoldSummary, Run, read_run, write_run
+from kaggle_kit.runs import HISTORY, FoldSummary, Run, read_run, write_run
 from kaggle_kit.scores import Score, SplitScore
 from kaggle_kit.task import Metric, Task
 from kaggle_kit.train.config import LoaderConfig, ModelConfig, TrainConfig
@@ -117,6 +117,17 @@ def test_runs_that_cannot_be_read_are_told_of(tmp_path: Path) -> None:
     assert names(listing.entries) == ["good"]
     assert len(listing.problems) == 3
     assert "old is not listed" in listing.problems[2] and "train the run again" in listing.problems[2]
+
+
+def test_trainings_that_have_not_ended_are_told_of(tmp_path: Path) -> None:
+    make_run(tmp_path / "good")
+    for name in ("begun", "sweep/trial"):
+        (tmp_path / name / "fold0").mkdir(parents=True)
+        (tmp_path / name / "fold0" / HISTORY).touch()
+        (problem,) = read_runs(tmp_path if name == "begun" else tmp_path / "sweep").problems
+        assert f"the training {tmp_path / name} has not ended and is not listed" in problem
+    (problem,) = read_runs(tmp_path).problems
+    assert problem.startswith("2 trainings have not ended and are not listed: ")
 
 
 def test_a_later_note_keeps_what_it_does_not_give(tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from kaggle_kit.train.config import LogConfig
 Row = dict[str, int | float | str]
 Values = npt.NDArray[np.float32]
 
-HISTORY = "history.csv"
 HEAD_PREFIX = "score_"  # of a head's column: a head may be called `loss`
 TENSORBOARD_FOLDER = "tensorboard"
 WANDB_ID_FILE = "wandb-run.txt"

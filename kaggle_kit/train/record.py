@@ -10,13 +10,14 @@ from typing import Any
 from kaggle_kit.labels import Classes
 from kaggle_kit.metrics import gain
 from kaggle_kit.predictions import Predictions, Probs
+from kaggle_kit.runs import HISTORY
 from kaggle_kit.scores import Score, score_answers
 from kaggle_kit.settings import build, plain
 from kaggle_kit.tables import Text
 from kaggle_kit.task import Task
 from kaggle_kit.train.checkpoint import CheckpointInfo, save_checkpoint
 from kaggle_kit.train.config import TrainConfig, Weights
-from kaggle_kit.train.logs import HISTORY, History
+from kaggle_kit.train.logs import History
 from kaggle_kit.train.model import Network
 
 BEST = "best.safetensors"

@@ -14,12 +14,12 @@ from kaggle_kit.errors import DataError, KitError
 from kaggle_kit.files import replacing
 from kaggle_kit.metrics import LOWER_IS_BETTER, confusion_matrix
 from kaggle_kit.pixels import Image
-from kaggle_kit.runs import EVERYTHING, FoldSummary, Run, fold_folder, read_run
+from kaggle_kit.runs import EVERYTHING, HISTORY, FoldSummary, Run, fold_folder, read_run
 from kaggle_kit.scores import Score
 from kaggle_kit.sources import PackedSource
 from kaggle_kit.tables import Text, rows_of
 from kaggle_kit.train.config import TrainConfig
-from kaggle_kit.train.logs import HISTORY, read_history
+from kaggle_kit.train.logs import read_history
 from kaggle_kit.train.outcome import NONE, Fields, Outcome, answer_fields, data_uri, head_section, image_losses
 from kaggle_kit.train.plots import (
     Histories,
