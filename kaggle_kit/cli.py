@@ -20,7 +20,7 @@ from kaggle_kit.doctor_command import add_doctor_parsers
 from kaggle_kit.errors import KitError, did_you_mean
 from kaggle_kit.export_command import add_export_parsers
 from kaggle_kit.kaggle_command import add_kaggle_parsers
-from kaggle_kit.machine import is_first_process
+from kaggle_kit.machine import is_first_process, let_idle_threads_sleep
 from kaggle_kit.rehearse_command import add_rehearse_parsers, parse_seconds
 from kaggle_kit.review_command import add_review_parser
 from kaggle_kit.runs_command import add_runs_parser, with_listing
@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 when done, 1 when the check the command makes failed, 2 for what the user can mend.
     """
+    let_idle_threads_sleep()
     options = make_parser().parse_args(with_listing(sys.argv[1:] if arguments is None else arguments))
     if not is_first_process():
         sys.stdout = io.StringIO()  # the first process that `torchrun` started speaks for all

@@ -35,6 +35,17 @@ def num_cores() -> int:
     return max(1, cores // beside)
 
 
+def let_idle_threads_sleep() -> None:
+    """Let OpenMP's idle threads fall asleep after microseconds, where the user does not say otherwise.
+
+    torch on Linux brings GNU's OpenMP, whose threads wait for work in a busy loop of milliseconds. Where anything else
+    wants a core, they burn the time of the thread they wait for: `benchmarks/shared_cores.py`. It is read once, when
+    torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 @contextlib.contextmanager
 def decoding_pool() -> Iterator[ThreadPoolExecutor]:
     """Yield a pool of as many threads as cores, for work in OpenCV, which starts no threads of its own meanwhile.
