@@ -19,6 +19,7 @@ from kaggle_kit.audit.duplicates import duplicate_groups
 from kaggle_kit.audit.embeddings import embed_images
 from kaggle_kit.audit.examine import Audit, Options, examine
 from kaggle_kit.audit.findings import load_findings
+from kaggle_kit.audit.folder import read_weakness
 from kaggle_kit.audit.pictures import column_names, read_images
 from kaggle_kit.audit.report import write_report
 from kaggle_kit.edits import append_edit, make_edit
@@ -86,6 +87,7 @@ def test_the_folder_holds_what_was_found(files: Toy, tmp_path: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     assert summary["findings"]["broken"] == 1
     assert summary["first"][0]["command"] == f"kaggle-kit review {out}"
+    assert (summary["weakness"], read_weakness(out), read_weakness(tmp_path)) == ("", "", "")
     images = read_images(out)
     for name in column_names():
         assert np.array_equal(getattr(images, name), getattr(audit.images, name)), name

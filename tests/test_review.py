@@ -15,6 +15,7 @@ from kaggle_kit.audit.findings import Finding
 from kaggle_kit.audit.review import desk as desk_module
 from kaggle_kit.audit.review.desk import Desk
 from kaggle_kit.audit.review.opening import check_writable, open_desk
+from kaggle_kit.audit.review.queues import ALL_HEADS, QUEUES, question_of
 from kaggle_kit.edits import append_edit, effective, log, make_edit, read_edits
 from kaggle_kit.errors import DataError
 from kaggle_kit.labels import Labels
@@ -97,6 +98,14 @@ def test_a_group_is_settled_when_all_are_kept_or_one_is_left(tmp_path: Path) -> 
     decide(desk, "keep", "duplicates", "i1")
     found = effective(read_edits(desk.path))
     assert (found.dropped, found.kept) == ({}, frozenset({"i0", "i1", "i2"}))
+
+
+def test_what_speaks_against_the_model_is_said_where_its_doubts_are_asked_about() -> None:
+    labels, duplicates = (next(queue for queue in QUEUES if queue.name == name) for name in ("labels", "duplicates"))
+    weakness = "This model errs on 29% of kind itself: look at the first 30 only."
+    assert question_of(labels, all_heads=True, weakness=weakness) == f"{weakness} {labels.question} {ALL_HEADS}"
+    assert question_of(labels, all_heads=False, weakness="") == labels.question
+    assert question_of(duplicates, all_heads=False, weakness=weakness) == duplicates.question
 
 
 def test_a_label_is_settled_when_every_questioned_head_is_answered(tmp_path: Path) -> None:

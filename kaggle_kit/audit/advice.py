@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from kaggle_kit.audit.after_model import AfterModel, HeadLook, weakness_text
 from kaggle_kit.audit.counts import Counts
 from kaggle_kit.audit.drift import NOTHING, Drift
 from kaggle_kit.audit.duplicates import Group, torn_groups
@@ -20,11 +21,9 @@ from kaggle_kit.errors import some_of
 from kaggle_kit.task import Fit
 
 if TYPE_CHECKING:
-    from kaggle_kit.audit.after_model import AfterModel, HeadLook
     from kaggle_kit.audit.examine import Audit
 
 Severity = Literal["now", "soon", "fine"]
-FIRST = 30  # label issues worth a look where the model is weak
 MOST = 3  # traits and heads that are told of
 ODD = {"gray": "gray", "empty": "nearly empty", "dark": "dark", "bright": "too bright", "blurred": "blurred"}
 # What a network sees of an image's size, by how images are brought to the stored one.
@@ -225,9 +224,7 @@ def _model(after: AfterModel | None, commands: Commands) -> Iterator[Advice]:
         text = f"{_issues(sound)} wrong to the model: go through them from the worst on."
         yield Advice(text=text, command=commands.review(), severity="now")
     if weak := [head for head in asked if head.is_weak]:
-        text = f"This model {'; it '.join(head.weakness for head in weak)}: train a better one, or look at the first "
-        text += f"{FIRST} only. {_issues(weak)} wrong to it."
-        yield Advice(text=text, command=commands.review())
+        yield Advice(text=f"{weakness_text(weak)} {_issues(weak)} wrong to it.", command=commands.review())
 
 
 def _issues(heads: list[HeadLook]) -> str:

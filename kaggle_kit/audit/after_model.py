@@ -32,6 +32,7 @@ PAIRS = 15  # most confused ones kept a head
 LOSSES = 200  # images of the highest losses kept
 COMBINATIONS = 100  # never got right, kept
 FEWEST = 3  # images of a combination before "never right" says anything
+FIRST = 30  # label issues worth a look where the model is weak
 WEAK = 0.15  # share of a head's decisions; a model that errs on more is no judge of labels
 UNSAID = 0.01  # share of the images that lie in classes which the model never says: of more, neither
 
@@ -158,6 +159,12 @@ class AfterModel:
     def num_issues(self) -> int:
         """Labels that confident learning finds wrong, of all heads."""
         return sum(head.num_issues or 0 for head in self.heads)
+
+
+def weakness_text(heads: Sequence[HeadLook]) -> str:
+    """Return what speaks against the model as a judge of these heads' labels, and what to do; empty: nothing."""
+    weak = "; it ".join(head.weakness for head in heads if head.is_weak)
+    return f"This model {weak}: train a better one, or look at the first {FIRST} only." if weak else ""
 
 
 def look_after_model(task: Task, labels: Labels, runs: Sequence[Run]) -> AfterModel:

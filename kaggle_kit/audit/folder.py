@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kaggle_kit
+from kaggle_kit.audit.after_model import weakness_text
 from kaggle_kit.audit.findings import save_findings
 from kaggle_kit.errors import DataError
 from kaggle_kit.files import check_replaceable, replacing
@@ -69,6 +70,15 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
     return meta
 
 
+def read_weakness(folder: Path) -> str:
+    """Return what the summary in an audit's folder says against the model; empty where it says nothing."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(summary.get("weakness", "")) if isinstance(summary, dict) else ""
+
+
 def save_audit(audit: Audit) -> None:
     """Write findings and summary, each atomically; what was known before them is there already."""
     folder = audit.folder
@@ -90,6 +100,7 @@ def summary_of(audit: Audit) -> dict[str, Any]:
         "labelled": audit.counts.num_labelled,
         "findings": audit.numbers(),
         "label_issues": None if audit.after is None else audit.after.num_issues,
+        "weakness": "" if audit.after is None else weakness_text(audit.after.heads),
         "duplicate_groups": groups,
         "contradicting_groups": sum(bool(group.contradicts) for group in audit.duplicates.groups),
         "crossing_groups": sum(group.crosses for group in audit.duplicates.groups),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kaggle_kit.audit.advice import FIRST
-from kaggle_kit.audit.after_model import AfterModel, Combination, ConfusedPair, HeadLook
+from kaggle_kit.audit.after_model import AfterModel, Combination, ConfusedPair, HeadLook, weakness_text
 from kaggle_kit.audit.captions import Captions, cut, written_name
 from kaggle_kit.audit.findings import Finding, Kind
 from kaggle_kit.audit.label_issues import is_pruned
@@ -64,12 +63,11 @@ def _issue_fields(audit: Audit, head: HeadLook, issues: list[Finding], captions:
         [item | {"head": ""} for one in some if (item := _said_fields(audit, one, captions))]  # its head stands above
         for some in (wrong[:most], doubted[: most // 4])
     )
-    weakness = f"This model {head.weakness}" if head.weakness else ""
     return {
         "title": head.head,
         "number": NONE if head.num_issues is None else f"{head.num_issues:,}",
         "verb": "label looks" if head.num_issues == 1 else "labels look",
-        "weakness": f"{weakness}: train a better one, or look at the first {FIRST} only." if weakness else "",
+        "weakness": weakness_text([head]),
         "note": head.note,
         "items": shown,
         "more": len(wrong) - len(shown),

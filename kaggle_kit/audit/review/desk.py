@@ -24,7 +24,6 @@ from kaggle_kit.audit.review.lines import (
 )
 from kaggle_kit.audit.review.pictures import Pictures
 from kaggle_kit.audit.review.queues import (
-    ALL_HEADS,
     DUPLICATE_OF,
     QUEUES,
     Entry,
@@ -33,6 +32,7 @@ from kaggle_kit.audit.review.queues import (
     kept_with,
     make_entries,
     note_of,
+    question_of,
     rows_to_keep,
     suggestions,
 )
@@ -61,6 +61,7 @@ class Desk:
         *,
         path: Path,
         by: str,
+        weakness: str = "",
     ) -> None:
         """Take an audit; see `opening.open_desk`.
 
@@ -72,7 +73,9 @@ class Desk:
             pictures: The images themselves.
             path: Where decisions go.
             by: Who decides.
+            weakness: What speaks against the model that the label issues are of.
         """
+        self._weakness = weakness
         self.task, self.path, self.by, self.pictures = task, path, by, pictures
         self._images = images
         self._ids, self._splits = images.id.tolist(), images.split.tolist()
@@ -331,7 +334,7 @@ class Desk:
             {
                 "name": queue.name,
                 "title": queue.title,
-                "question": f"{queue.question} {ALL_HEADS}" if self._asks_all_heads(queue) else queue.question,
+                "question": question_of(queue, all_heads=self._asks_all_heads(queue), weakness=self._weakness),
                 "grouped": queue.grouped,
                 "count": len(self._entries[queue.name]),
                 "open": int(self._open[queue.name].sum()),

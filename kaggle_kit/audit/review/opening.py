@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from kaggle_kit.audit.findings import load_findings
-from kaggle_kit.audit.folder import EDITS, FINDINGS, read_meta
+from kaggle_kit.audit.folder import EDITS, FINDINGS, read_meta, read_weakness
 from kaggle_kit.audit.opening import open_splits
 from kaggle_kit.audit.pictures import read_images
 from kaggle_kit.audit.review.desk import Desk
@@ -34,7 +34,9 @@ def open_desk(folder: Path, *, edits: Path | None = None, by: str = "", packed: 
     """
     meta = read_meta(folder)
     if meta is None:
-        raise DataError(f"{folder} holds no audit; make one with `kaggle-kit audit TASK DATA --out {folder}`")
+        raise DataError(
+            f"{folder} holds no audit; make one with `kaggle-kit audit TASK DATA --out ./audit`, and give that"
+        )
     data = Path(meta["data"])
     if not data.is_dir():
         raise DataError(f"{folder} is an audit of {data}, which is gone; put the data back there, or audit them again")
@@ -47,7 +49,8 @@ def open_desk(folder: Path, *, edits: Path | None = None, by: str = "", packed: 
     images = read_images(folder)
     opened = open_splits(task, data, labels.ids, packed=packed)
     pictures = Pictures(opened, images, cache=folder / PICTURES)
-    desk = Desk(task, labels, images, load_findings(folder / FINDINGS), pictures, path=path, by=by)
+    findings, weakness = load_findings(folder / FINDINGS), read_weakness(folder)
+    desk = Desk(task, labels, images, findings, pictures, path=path, by=by, weakness=weakness)
     pictures.want(desk.shown_rows())
     return desk
 

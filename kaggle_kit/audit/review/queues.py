@@ -91,6 +91,12 @@ QUEUES = (
 )
 
 
+def question_of(queue: Queue, *, all_heads: bool, weakness: str) -> str:
+    """Return what a person is asked in a queue, with what speaks against the model that filled it."""
+    parts = [weakness if queue.name == "labels" else "", queue.question, ALL_HEADS if all_heads else ""]
+    return " ".join(part for part in parts if part)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One thing to decide: an image, or images that belong together.
