@@ -1,22 +1,24 @@
-"""Whether cleaning pays: training on a sample as it is, and on what is left when its audit is believed.
+"""Whether cleaning pays: training on a sample as it is, and on what is left when its audit's queue was gone through.
 
-    python benchmarks/audit_cleaning.py --work DIR [--seeds 0,1,2] [--accept pruned]
+    python benchmarks/audit_cleaning.py --work DIR [--seeds 0,1,2] [--accept reviewed|pruned|listed]
 
-Makes the sample `ships` of each seed, trains five folds on it as it is, audits it with that run, and accepts without a
-look what the audit lists: the suggested class of every label that confident learning finds wrong (`--accept pruned`),
-or of all label issues, those too of which the model merely says otherwise (`--accept listed`); of duplicates the first
-image is kept whose label nobody questions; gray, nearly empty and broken images are dropped. The same five-fold
-training follows on the edited labels. Both are scored on the sample's hidden test, which is clean. The record of what
-was planted is not read. Twenty minutes a seed on one core; what lies in DIR already (`audit_labels.py` makes the first
-runs too) is taken as it is.
+Makes the sample `ships` of each seed, trains five folds on it as it is, and audits it with that run. Then somebody goes
+through what the audit lists. `reviewed`: a person who is right about every picture shown, and so relabels those label
+issues that are planted wrong labels, and them alone; what the audit does not list stays wrong. `pruned`, `listed`:
+somebody who believes the audit without a look, and gives the suggested class to every label that confident learning
+finds wrong, or to all label issues, those too of which the model merely says otherwise. All keep of duplicates the
+first image whose label nobody questions, and drop gray, nearly empty and broken images. The same five-fold training
+follows on the edited labels. Both are scored on the sample's hidden test, which is clean. Twenty minutes a seed on one
+core; what lies in DIR already (`audit_labels.py` makes the first runs too) is taken as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -38,14 +40,24 @@ from kaggle_kit.task import read_task
 from kaggle_kit.train.crossval import train_run
 
 DROPPED: tuple[Kind, ...] = ("gray", "empty", "broken")
-Accept = Literal["pruned", "listed"]
+Accept = Literal["reviewed", "pruned", "listed"]
 TWINS: tuple[Kind, ...] = ("exact_duplicate", "near_duplicate")
 
 
-def accepted(findings: Iterable[Finding], accept: Accept) -> list[Edit]:
-    """Return the edits of somebody who accepts what an audit suggests about train images."""
+def planted_labels(sample: Sample) -> dict[str, str]:
+    """Return {image: what its label should be} of the sample's planted wrong labels."""
+    with (sample.hidden / "defects.csv").open(newline="", encoding="utf-8") as lines:
+        return {row["image"]: row["detail"] for row in csv.DictReader(lines) if row["kind"] == "wrong_label"}
+
+
+def accepted(findings: Iterable[Finding], accept: Accept, planted: Mapping[str, str]) -> list[Edit]:
+    """Return the edits of somebody who goes through what an audit lists about train images."""
     own = [one for one in findings if one.split == "train" and one.score >= 0]  # below 0: a trait of its class
-    issues = {one.id: one for one in own if one.kind == "label_issue" and (accept == "listed" or is_pruned(one))}
+    issues = {one.id: one for one in own if one.kind == "label_issue"}
+    if accept == "reviewed":
+        issues = {name: one for name, one in issues.items() if name in planted}
+    elif accept == "pruned":
+        issues = {name: one for name, one in issues.items() if is_pruned(one)}
     groups: dict[tuple[Kind, int], list[str]] = defaultdict(list)
     for one in own:
         if one.kind in TWINS:
@@ -56,22 +68,23 @@ def accepted(findings: Iterable[Finding], accept: Accept) -> list[Edit]:
         kept = next((name for name in left if name not in issues), left[0] if left else "")
         dropped.update(dict.fromkeys(set(left) - {kept}, kind))
     edits = [make_edit("drop", id=name, why=kind, by="audit") for name, kind in sorted(dropped.items())]
-    relabelled = (one for name, one in sorted(issues.items()) if name not in dropped)
-    return edits + [
-        make_edit("relabel", id=one.id, head=one.head, value=one.suggested, by="audit") for one in relabelled
-    ]
+    for name, one in sorted(issues.items()):
+        if name not in dropped:
+            right = planted[name] if accept == "reviewed" else one.suggested
+            edits.append(make_edit("relabel", id=name, head=one.head, value=right, by="audit"))
+    return edits
 
 
 def cleaned_run(sample: Sample, first: Run, work: Path, *, model: str, epochs: int, seed: int, accept: Accept) -> Run:
-    """Return a run on the sample's labels with accepted what the audit of the first run says."""
+    """Return a run on the sample's labels after somebody went through the audit of the first run."""
     out = work / f"{model}-{epochs}-{accept}"
     try:
         return read_run(out)
     except DataError:
         pass
-    audit = examine(first.task, sample.data, work / "audit", Options(runs=(first.folder,), seed=seed))
+    audit = examine(first.task, sample.data, work / f"audit-{accept}", Options(runs=(first.folder,), seed=seed))
     edits = work / f"{accept}.jsonl"
-    write_edits(accepted(audit.findings, accept), edits)
+    write_edits(accepted(audit.findings, accept, planted_labels(sample)), edits)
     task = read_task(sample.task)
     labels = read_edited_labels(task, sample.data, edits)
     store = PackedSource(work / "packed")
@@ -81,7 +94,7 @@ def cleaned_run(sample: Sample, first: Run, work: Path, *, model: str, epochs: i
     return train_run(task, config, data=sample.data, folds=folds, out=out, packed=store.folder)
 
 
-def compare(work: Path, *, model: str, epochs: int, seed: int, accept: Accept = "pruned") -> tuple[Sample, Run, Run]:
+def compare(work: Path, *, model: str, epochs: int, seed: int, accept: Accept = "reviewed") -> tuple[Sample, Run, Run]:
     """Return a seed's sample, a run on it as it is, and a run on it cleaned."""
     sample = make_sample("ships", work / "sample", seed=seed)
     first = trained_run(sample, work, model=model, epochs=epochs, seed=seed)
@@ -95,7 +108,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--model", default="test_resnet")
-    parser.add_argument("--accept", choices=get_args(Accept), default="pruned", help="which label issues")
+    parser.add_argument("--accept", choices=get_args(Accept), default="reviewed", help="(default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| seed | relabelled | dropped | hidden, as it is | hidden, cleaned | gain |\n|---|---|---|---|---|---|")

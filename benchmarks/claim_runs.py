@@ -88,6 +88,7 @@ ARMS: dict[str, Arm] = {
     "pretrained": Arm(ground="handwriting", weights_of="base"),
     "frozen_first": Arm(ground="handwriting", weights_of="base", settings={"optim": {"freeze_epochs": 8}}),
     "discriminative": Arm(ground="handwriting", weights_of="base", settings={"optim": {"layer_decay": 0.5}}),
+    "gently_discriminative": Arm(ground="handwriting", weights_of="base", settings={"optim": {"layer_decay": 0.8}}),
     "everything": Arm(like="base"),
     "written_everything": Arm(ground="handwriting", like="written"),
     **{name: Arm(settings=change) for name, change in CHANGES.items()},

@@ -1,7 +1,7 @@
 """Every claim of the two write-ups, tested: a training a claim and seed, scored on hidden tests, written as claims.md.
 
     apt-get install fonts-beng-extra fonts-lohit-beng-bengali fonts-noto-core        # Debian: the stand-in's fonts
-    python benchmarks/claims.py ../shared/data --work DIR [--seeds 0,1,2] [--minutes 100] [--write benchmarks/claims.md]
+    python benchmarks/claims.py DATA_FOLDER --work DIR [--seeds 0,1,2] [--minutes 100] [--write benchmarks/claims.md]
 
 Two grounds. *Handwriting*: 35 roots of Bengali graphemes by 4 writers, one writer held out as the hidden test, another
 for every seed. *Stand-in*: 6,000 train and 6,000 hidden images rendered from fonts, with the 168 roots of Bengali.AI;
@@ -18,12 +18,13 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from audit_cleaning import compare
+from audit_cleaning import Accept, compare
 from claim_list import CLAIMS, Claim, Pair, Part
 from claim_runs import ARMS, BASE, HIDDEN_IMAGES, TRAIN_IMAGES, make_grounds, measure, read_outcome
 from hidden import predict_hidden
@@ -34,21 +35,21 @@ from kaggle_kit.scores import bootstrap_heads, head_weights, middle_part, score_
 from kaggle_kit.submission import read_submission
 
 DRAWS = 1000
-SHIPS = {"model": "test_resnet", "epochs": 30, "accept": "listed"}
+SHIPS_MODEL, SHIPS_EPOCHS = "test_resnet", 30
 
 
-def clean_ships(work: Path, seed: int) -> None:
+def clean_ships(accept: Accept, work: Path, seed: int) -> None:
     """Train on the sample ships as it is and cleaned, unless that was done."""
     torch.set_num_threads(1)
-    compare(work / "ships" / f"seed{seed}", seed=seed, **SHIPS)  # type: ignore[arg-type]
+    compare(work / "ships" / f"seed{seed}", model=SHIPS_MODEL, epochs=SHIPS_EPOCHS, seed=seed, accept=accept)
 
 
-def ships_pair(work: Path, seed: int) -> Pair | None:
+def ships_pair(accept: Accept, work: Path, seed: int) -> Pair | None:
     """Return the answers with and without cleaning; None where it was not measured."""
-    folder = work / "ships" / f"seed{seed}" / f"{SHIPS['model']}-{SHIPS['epochs']}-{SHIPS['accept']}"
+    folder = work / "ships" / f"seed{seed}" / f"{SHIPS_MODEL}-{SHIPS_EPOCHS}-{accept}"
     if not (folder / "run.json").is_file():
         return None
-    sample, first, second = compare(folder.parent, seed=seed, **SHIPS)  # type: ignore[arg-type]
+    sample, first, second = compare(folder.parent, model=SHIPS_MODEL, epochs=SHIPS_EPOCHS, seed=seed, accept=accept)
     old, new = predict_hidden(first.task, [first, second], sample.hidden)
     ids, truth = read_submission(first.task, sample.hidden / "solution.csv")
     aligned: list[Predictions] = [new.align(ids), old.align(ids)]
@@ -100,10 +101,11 @@ def rows_of_claim(claim: Claim, work: Path, seeds: Sequence[int]) -> Iterable[st
     """Yield the table's lines of a claim."""
     pairs, used = [], []
     for seed in seeds:
-        outcomes = [read_outcome(arm, work, seed) for arm in claim.arms]
-        pair = ships_pair(work, seed) if not claim.arms else None
-        if claim.arms and all(outcomes):
-            pair = claim.pair([one for one in outcomes if one is not None])
+        if claim.cleaning:
+            pair = ships_pair(claim.cleaning, work, seed)
+        else:
+            found = [one for one in (read_outcome(arm, work, seed) for arm in claim.arms) if one is not None]
+            pair = claim.pair(found) if len(found) == len(claim.arms) else None
         if pair is not None:
             pairs.append(pair)
             used.append(seed)
@@ -126,19 +128,40 @@ def rows_of_claim(claim: Claim, work: Path, seeds: Sequence[int]) -> Iterable[st
         yield "| " + " | ".join(texts) + " |"
 
 
+@dataclass(frozen=True)
+class Job:
+    """One training: of an arm, or of the sample ships cleaned in one way."""
+
+    seed: int
+    arm: str = ""
+    cleaning: Accept | None = None
+
+    def needs(self) -> Job | None:
+        """Return the job that must be done before, if any."""
+        if self.cleaning:  # all ways of cleaning begin with one and the same run
+            return None if self.cleaning == "reviewed" else Job(self.seed, cleaning="reviewed")
+        before = ARMS[self.arm].weights_of or ARMS[self.arm].like
+        return Job(self.seed, before) if before else None
+
+    def work_off(self, work: Path) -> None:
+        """Train, unless that was done."""
+        if self.cleaning:
+            clean_ships(self.cleaning, work, self.seed)
+        else:
+            measure(self.arm, work, self.seed)
+
+
 def train_all(work: Path, seeds: Sequence[int], *, processes: int, minutes: float) -> None:
     """Train what is missing, claims in their order, until the minutes are over."""
     end = time.monotonic() + 60 * minutes
-    wanted = dict.fromkeys((arm, seed) for claim in CLAIMS for seed in seeds for arm in claim.arms or ("",))
+    wanted = dict.fromkeys(job for claim in CLAIMS for seed in seeds for job in _jobs_of(claim, seed))
     with ProcessPoolExecutor(processes) as pool:
-        waiting, running = list(wanted), dict[Future[None], tuple[str, int]]()
-        done: set[tuple[str, int]] = set()
+        waiting, running, done = list(wanted), dict[Future[None], Job](), set[Job]()
         while (waiting and time.monotonic() < end) or running:
             free = processes - len(running) if time.monotonic() < end else 0
-            for arm, seed in [one for one in waiting if _is_ready(one, done)][:free]:
-                waiting.remove((arm, seed))
-                future = pool.submit(measure, arm, work, seed) if arm else pool.submit(clean_ships, work, seed)
-                running[future] = arm, seed
+            for job in [one for one in waiting if one.needs() is None or one.needs() in done][:free]:
+                waiting.remove(job)
+                running[pool.submit(job.work_off, work)] = job
             time.sleep(0.2)
             for future in [one for one in running if one.done()]:
                 future.result()
@@ -147,10 +170,8 @@ def train_all(work: Path, seeds: Sequence[int], *, processes: int, minutes: floa
         print(f"{len(waiting)} trainings were not begun within {minutes:g} minutes", file=sys.stderr)
 
 
-def _is_ready(job: tuple[str, int], done: set[tuple[str, int]]) -> bool:
-    arm, seed = job
-    needs = (ARMS[arm].weights_of or ARMS[arm].like) if arm else ""
-    return not needs or (needs, seed) in done
+def _jobs_of(claim: Claim, seed: int) -> list[Job]:
+    return [Job(seed, cleaning=claim.cleaning)] if claim.cleaning else [Job(seed, arm) for arm in claim.arms]
 
 
 HEADER = """# The write-ups' claims, tested
@@ -167,8 +188,8 @@ leaves 0 out, and one sign for all seeds. Cost: minutes of processor time a trai
 - *stand-in*: {train:,} train and {hidden:,} hidden images rendered from fonts by `render_bengali.py`, two fonts and a
   third of the graphemes in the hidden test alone; base: {base}.
   So short a training under-fits: what holds a network back cannot help here.
-- *ships*: the sample with planted defects; five folds of test_resnet, 30 epochs; how the audit's queue is accepted is
-  said in `audit_cleaning.py`.
+- *ships*: the sample with planted defects; five folds of test_resnet, 30 epochs; who goes through the audit's queue,
+  and how, is said in `audit_cleaning.py`.
 
 | claim | write-up's number | ground | images | score, without to with | gain | each seed | cost | verdict |
 |---|---|---|---|---|---|---|---|---|
@@ -213,7 +234,7 @@ def main() -> None:
     if options.minutes:
         make_grounds(options.data, options.work, seeds)
         train_all(options.work, seeds, processes=options.processes, minutes=options.minutes)
-    text = document(options.work, seeds, "python benchmarks/claims.py ../shared/data --work DIR")
+    text = document(options.work, seeds, "python benchmarks/claims.py DATA_FOLDER --work DIR")
     if options.write:
         options.write.write_text(text, encoding="utf-8")
     else:

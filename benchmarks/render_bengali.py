@@ -1,11 +1,13 @@
 """Render a full-size stand-in for bengaliai-cv19: its exact files, from fonts, with the hidden test's unseen graphemes.
 
     apt-get install fonts-beng-extra fonts-lohit-beng-bengali fonts-noto-core        # Debian
-    python benchmarks/render_bengali.py ../shared/data/bengali_graphemes.tsv ./bengali --train 20000 --test 8000
-    python benchmarks/render_bengali.py ../shared/data/bengali_graphemes.tsv ./bengali --montage sheet.png
+    python benchmarks/render_bengali.py bengali_graphemes.tsv ./bengali --train 20000 --test 8000
+    python benchmarks/render_bengali.py bengali_graphemes.tsv ./bengali --montage sheet.png
 
 OUT/data is what the competitor sees, OUT/hidden the hidden test with its solution.csv. Every grapheme is drawn with one
 of the fonts, then with another stroke width, bent, turned, put into perspective, blurred and laid on paper with noise.
+
+bengali_graphemes.tsv: a line a grapheme of Bengali.AI, with a head: the grapheme, grmRoot, depVow and mod (0: none).
 
 - Two fonts are in the hidden test alone, as other people's handwriting is.
 - `--unseen` of the graphemes are in the hidden test alone, but every root, vowel and consonant is in train.
