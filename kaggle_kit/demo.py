@@ -146,8 +146,9 @@ def run_demo(out: Path, settings: DemoSettings | None = None) -> DemoResult:
         found = fit_blend(runs)
         blend = found.blend
         save_blend(blend, out / "blend.json")
-        rules = "the highest probability decides" if blend.decision.is_plain else "with fitted decision rules"
-        said.append(f"{_describe_mixes(blend)}, out-of-fold {found.scores.all.total:.4f}; {rules}")
+        rules = "which decides" if blend.decision.is_plain else "beside which rules are fitted"
+        by = f"out-of-fold {found.scores.all.total:.4f} by the highest probability, {rules}"
+        said.append(f"{_describe_mixes(blend)}, {by}")
     with stages.stage("bundle") as said:
         bundle = write_bundle(runs, blend, out / "bundle")
         said.append(f"{len(bundle.members)} members, {_size_mb(bundle.folder):.1f} MB")

@@ -236,7 +236,7 @@ def test_a_foreign_folder_or_an_audit_of_other_data_is_refused(files: Toy, wide:
     examine(files.task, files.data, tmp_path / "audit", PCA)
     with pytest.raises(DataError, match="holds an audit of task 'toy-files'"):
         examine(wide.task, wide.data, tmp_path / "audit")
-    with pytest.raises(DataError, match="lies in the data folder"):
+    with pytest.raises(DataError, match="is, or lies in, the data folder"):
         examine(files.task, files.data, files.data / "audit")
 
 

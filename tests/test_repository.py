@@ -63,7 +63,7 @@ def test_the_readme_shows_the_whole_way() -> None:
         *("bundle", "rehearse"),
         *("wheelhouse", "kernel", "publish", "publish", "submit"),
         *("folds", "runs", "runs", "runs"),
-        *("show-augment", "lr-find", "weights", "train", "train", "train", "sweep", "baseline"),
+        *("show-augment", "lr-find", "weights", "train", "train", "train", "sweep", "baseline", "baseline"),
         *("blend", "bundle", "bundle", "predict", "score", "bench"),
         *("doctor", "rehearse", "rehearse", "kernel"),
     ]

@@ -32,7 +32,7 @@ def start_folder(task: Task, data: Path, folder: Path, runs: Sequence[Run]) -> N
         DataError: When it holds anything else, an audit of other data, or lies in the data folder.
     """
     if folder.resolve().is_relative_to(data.resolve()):
-        raise DataError(f"{folder} lies in the data folder {data}; write outside of it")
+        raise DataError(f"{folder} is, or lies in, the data folder {data}; write outside of it, such as into ./audit")
     meta = read_meta(folder)
     if meta is None:
         check_replaceable(folder, (), what="audit", error=DataError)

@@ -68,7 +68,7 @@ def check_memory(here: Surroundings, task: Task | None) -> Iterator[Finding]:
             level="yellow",
             what="memory",
             found=f"{found}, and the kernel has {task.limits.memory_gb:g} GB",
-            repair="nothing for a submission; a rehearsal here may run out of memory where Kaggle's would not",
+            repair="no matter for a submission; a rehearsal here may run out of memory where Kaggle would not",
         )
 
 
