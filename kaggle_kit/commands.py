@@ -65,6 +65,7 @@ def folds(options: argparse.Namespace) -> tuple[Result, int]:
     task = read_task(options.task)
     labels = read_edited_labels(task, options.data, options.edits, say=print)
     if options.check is None:
+        _check_sample(task, options.data)
         return _make_folds(options, labels)
     return _check_folds(options, labels, options.out if options.check is True else options.check, task.labels.id)
 
@@ -84,17 +85,15 @@ def _check_folds(options: argparse.Namespace, labels: Labels, path: Path, id_col
     return {"checked": path, "findings": findings}, CHECK_FAILED if failed else DONE
 
 
-def _check_sample(options: argparse.Namespace) -> None:
+def _check_sample(task: Task, data: Path) -> None:
     """Refuse a task that contradicts the sample submission: better now than when all is trained."""
     from kaggle_kit.errors import DataError
     from kaggle_kit.submission import misnamed_columns
-    from kaggle_kit.task import read_task
 
-    task = read_task(options.task)
-    if odd := misnamed_columns(task, options.data):
+    if odd := misnamed_columns(task, data):
         raise DataError(odd)
-    if not (options.data / task.submission.file).is_file():
-        print(f"note: there is no {options.data / task.submission.file}; rehearsal and submission need it")
+    if not (data / task.submission.file).is_file():
+        print(f"note: there is no {data / task.submission.file}; rehearsal and submission need it")
 
 
 def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, int]:
@@ -113,7 +112,6 @@ def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, in
         rare=options.rare,
     )
     check_groups(labels, plan.scheme)  # before images are packed
-    _check_sample(options)
     equal, broken = _equal_images(options, labels, options.out.parent)
     together = _with_near_twins(options, labels, equal)
     made = make_folds(labels, **dataclasses.asdict(plan), duplicates=together, leave_out=broken)
