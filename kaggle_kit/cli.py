@@ -42,7 +42,7 @@ SCHEMES = (
 BASE_PACKAGES = ("numpy", "cv2", "pyarrow", "yaml")
 EXTRA_OF = {"onnxruntime": "[cpu]", "starlette": "[audit]", "uvicorn": "[audit]", "packaging": "[kaggle]"}
 DATA_HELP = "the competition's data folder"
-_SETTING = re.compile(r" --([a-z_.]+)(?:[= ](?!-)(\S+))?")  # in what argparse says of arguments it does not know
+_SETTING = re.compile(r"(?:^| )--([a-z_.]+)(?:[= ](?!-)(\S+))?")
 _CHOICE = re.compile(r"invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
 
 
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 when done, 1 when the check the command makes failed, 2 for what the user can mend.
     """
     let_idle_threads_sleep()
-    options = make_parser().parse_args(with_listing(sys.argv[1:] if arguments is None else arguments))
+    options, unknown = make_parser().parse_known_args(with_listing(sys.argv[1:] if arguments is None else arguments))
+    if unknown:
+        options.parser.refuse(unknown, takes_settings=hasattr(options, "overrides"))
     if not is_first_process():
         sys.stdout = io.StringIO()  # the first process that `torchrun` started speaks for all
     try:
@@ -79,13 +81,19 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
-        hint = ""
-        if message.startswith("unrecognized arguments"):
-            settings = [f"{name}={value or '...'}" for name, value in _SETTING.findall(message)]
-            hint = f"; where a command takes settings, write {' '.join(settings)}, without dashes" if settings else ""
-        elif choice := _CHOICE.search(message):
-            hint = did_you_mean(choice["given"], re.findall(r"[^\s',]+", choice["known"]), listed=False)
+        choice = _CHOICE.search(message)
+        hint = did_you_mean(choice["given"], re.findall(r"[^\s',]+", choice["known"]), listed=False) if choice else ""
         self.exit(commands.USER_CAN_MEND, f"kaggle-kit: {message}{hint}; see {self.prog} --help\n")
+
+    def refuse(self, unknown: Sequence[str], *, takes_settings: bool) -> NoReturn:
+        """Print one line about arguments that this command does not know, and exit with 2."""
+        given = " ".join(unknown)
+        settings = [f"{name}={value or '...'}" for name, value in _SETTING.findall(given)]
+        if takes_settings and settings:
+            hint = f"; settings are written without dashes: {' '.join(settings)}"
+        else:
+            hint = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions, listed=False)
+        self.error(f"unrecognized arguments: {given}{hint}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -108,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         one.add_argument("--json", action="store_true", help="print one machine-readable line last")
         one.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, parser=one)
         return one
 
     for add_commands in (

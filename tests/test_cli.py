@@ -213,11 +213,13 @@ def test_a_blend_below_its_best_run_says_so(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--epochs=3"], "where a command takes settings, write epochs=3, without dashes; see kaggle-kit"),
+        (["train", "--epochs=3"], "; settings are written without dashes: epochs=3; see kaggle-kit train --help"),
         (
             ["train", "--task", "--data", "./d", "--lr=1"],
-            "write task=... data=... lr=1, without dashes; see ",
+            "without dashes: task=... data=... lr=1; see ",
         ),
+        (["audit", "t", "d", "--out", "a", "--ooof", "r"], "--ooof r; did you mean '--oof'?; see kaggle-kit audit"),
+        (["score", "t", "s", "d", "--x=1"], "unrecognized arguments: --x=1; see kaggle-kit score --help"),
         (["folds", "t", "d", "--scheme", "stratifed"], "; did you mean 'stratified'?; see kaggle-kit folds --help"),
         (["predict"], "the following arguments are required: BUNDLE, DATA, --out; see kaggle-kit predict --help"),
     ],
