@@ -190,6 +190,9 @@ leaves 0 out, and one sign for all seeds. Cost: minutes of processor time a trai
   So short a training under-fits: what holds a network back cannot help here.
 - *ships*: the sample with planted defects; five folds of test_resnet, 30 epochs; who goes through the audit's queue,
   and how, is said in `audit_cleaning.py`.
+  Now and then a fold does not take off in 30 epochs, cleaned or not, and costs its run a point or two.
+- *pretrained*: the start is the stand-in's base of the same seed. Twelve epochs made it, and its lower layers are no
+  ImageNet's: freezing and low rates hold on to them, which may be why they cost here.
 
 | claim | write-up's number | ground | images | score, without to with | gain | each seed | cost | verdict |
 |---|---|---|---|---|---|---|---|---|
