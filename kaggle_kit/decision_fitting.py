@@ -12,7 +12,6 @@ have thresholds for a rule; none is fitted to macro recall, which is highest whe
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,9 +31,9 @@ from kaggle_kit.scores import (
     Score,
     bootstrap_ways,
     metric_value,
-    middle_part,
     score_answers,
     widest_part,
+    with_intervals,
 )
 from kaggle_kit.task import Metric, Task
 from kaggle_kit.threshold_search import FITTABLE, threshold_fitter
@@ -345,9 +344,7 @@ def _score(task: Task, truth: Classes, answers: Classes, drawn: Floats) -> Score
     """Score answers, with intervals from (draws, heads) values that were drawn already."""
     weights = np.array([head.weight for head in task.heads.values()])
     drawn = np.ascontiguousarray(drawn)  # sums are rounded by the order in memory
-    *heads, total = middle_part(np.column_stack([drawn, drawn @ (weights / weights.sum())]))
-    score = score_answers(task, truth, answers)
-    return dataclasses.replace(score, interval=total, head_intervals=dict(zip(task.heads, heads, strict=True)))
+    return with_intervals(score_answers(task, truth, answers), drawn, weights / weights.sum())
 
 
 def _check(task: Task, truth: Classes, probs: Answers, folds: Ints, counts: Counts) -> None:

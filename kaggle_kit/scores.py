@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -112,14 +112,19 @@ def score_answers(
     if not draws:
         return score
     resampled = bootstrap_heads(task, truth, [answers], draws=draws, seed=seed, groups=groups)[:, 0]  # (draws, heads)
-    low_high = middle_part(np.column_stack([resampled, resampled @ weights]))
-    return Score(
-        total=score.total,
-        heads=heads,
-        rows=rows,
-        interval=low_high[-1],
-        head_intervals=dict(zip(heads, low_high, strict=False)),
-    )
+    return with_intervals(score, resampled, weights)
+
+
+def with_intervals(score: Score, drawn: Floats, weights: Floats) -> Score:
+    """Return a score with the 95 % intervals of (draws, heads) resampled values, moved to lie around it.
+
+    A resample lacks rare classes, which moves all macro scores one way; an interval is of how far they spread.
+    """
+    values = np.column_stack([drawn, drawn @ weights])
+    moved = values + ([*score.heads.values(), score.total] - np.nanmean(values, axis=0))
+    possible = min(0.0, float(np.nanmin(values))), max(1.0, float(np.nanmax(values)))
+    *heads, total = middle_part(np.clip(moved, *possible))
+    return replace(score, interval=total, head_intervals=dict(zip(score.heads, heads, strict=True)))
 
 
 def score_split(

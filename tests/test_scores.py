@@ -140,6 +140,23 @@ def test_the_interval_holds_the_score_and_narrows_with_images() -> None:
     assert widths[1] < widths[0] / 5
 
 
+def test_an_interval_lies_around_a_score_that_rare_classes_make() -> None:
+    rng = np.random.default_rng(0)
+    task = wide_task()
+    head = dataclasses.replace(task.heads["root"], classes=40, values=None)
+    task = dataclasses.replace(task, heads={"root": head})
+    classes = np.concatenate([np.arange(20), np.repeat(np.arange(20, 40), 10)])  # one image of each of the first 20
+    truth = {"root": classes}
+    answers = {"root": np.where((classes < 20) | (rng.random(220) < 0.3), classes, 20)}
+    score = score_answers(task, truth, answers, draws=200)
+    drawn = np.quantile(bootstrap_heads(task, truth, [answers], draws=200)[:, 0, 0], [0.025, 0.975])
+    assert not drawn[0] < score.total < drawn[1]  # every resample lacks some of the classes
+    assert score.interval is not None and score.interval[0] < score.total < score.interval[1]
+    assert np.ptp(score.interval) == pytest.approx(np.ptp(drawn))
+    perfect = score_answers(task, truth, truth, draws=200).interval
+    assert perfect is not None and 0 <= perfect[0] <= perfect[1] <= 1
+
+
 def test_the_same_seed_gives_the_same_interval_and_a_score_survives_json() -> None:
     truth, probs = noisy(50)
     score = score_answers(wide_task(), truth, probs, draws=50, seed=3)

@@ -246,7 +246,7 @@ def rehearse(
         read_only=isolated,
         cores=limits.cores,
         warnings=(*metadata_warnings(kernel), *wheel_warnings(inputs.attached), *_told(runs, results)),
-        notes=(*_notes(limits, cores=cores), *unscored),
+        notes=(*_notes(limits, asked=cores), *unscored),
         score=_hidden_score(task, runs[-1], hidden, labels) if complete else None,
     )
 
@@ -366,10 +366,11 @@ def _say_nothing(_line: str) -> None:
     pass
 
 
-def _notes(limits: SessionLimits, *, cores: int | None) -> Iterator[str]:
-    wanted = CORES if cores is None else cores
+def _notes(limits: SessionLimits, *, asked: int | None) -> Iterator[str]:
+    wanted = CORES if asked is None else asked
     if limits.cores < wanted:
-        yield f"{limits.cores} cores here in place of {wanted}: it takes longer here than it would with them"
+        cores = f"{limits.cores} core{'s' * (limits.cores > 1)}"
+        yield f"{cores} here in place of {wanted}: it takes longer here than it would with them"
     whole = memory_bytes()
     if whole is not None and whole / GB < limits.memory_gb:
         yield f"this machine has {whole / GB:.0f} GB of memory, less than the limit of {limits.memory_gb:g} GB"
