@@ -167,7 +167,7 @@ CLAIMS = (
         arms=("pretrained", "gently_discriminative"),
     ),
     Claim(
-        title="cleaning labels (the audit's queue, each picture looked at)",
+        title="cleaning labels (the audit's queue, by somebody who is always right: an upper bound)",
         reported="0.90 to 0.925",
         ground=SHIPS,
         cleaning="reviewed",

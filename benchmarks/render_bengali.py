@@ -7,7 +7,8 @@
 OUT/data is what the competitor sees, OUT/hidden the hidden test with its solution.csv. Every grapheme is drawn with one
 of the fonts, then with another stroke width, bent, turned, put into perspective, blurred and laid on paper with noise.
 
-bengali_graphemes.tsv: a line a grapheme of Bengali.AI, with a head: the grapheme, grmRoot, depVow and mod (0: none).
+bengali_graphemes.tsv: a line a grapheme of Bengali.AI, tab-separated: the grapheme, grmRoot, depVow, mod (0: none); the
+first line names the last three.
 
 - Two fonts are in the hidden test alone, as other people's handwriting is.
 - `--unseen` of the graphemes are in the hidden test alone, but every root, vowel and consonant is in train.

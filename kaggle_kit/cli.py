@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import json
 import re
@@ -42,7 +43,8 @@ SCHEMES = (
 BASE_PACKAGES = ("numpy", "cv2", "pyarrow", "yaml")
 EXTRA_OF = {"onnxruntime": "[cpu]", "starlette": "[audit]", "uvicorn": "[audit]", "packaging": "[kaggle]"}
 DATA_HELP = "the competition's data folder"
-_SETTING = re.compile(r"(?:^| )--([a-z_.]+)(?:[= ](?!-)(\S+))?")
+_SETTING = re.compile(r"(?:^| )--([A-Za-z][\w.-]*)(?:[= ](?!-)(\S+))?")
+_CLOSE = 0.75  # how alike an option must be to be meant
 _CHOICE = re.compile(r"invalid choice: '(?P<given>.*?)' \(choose from (?P<known>.*)\)")
 
 
@@ -88,11 +90,11 @@ class _Parser(argparse.ArgumentParser):
     def refuse(self, unknown: Sequence[str], *, takes_settings: bool) -> NoReturn:
         """Print one line about arguments that this command does not know, and exit with 2."""
         given = " ".join(unknown)
-        settings = [f"{name}={value or '...'}" for name, value in _SETTING.findall(given)]
-        if takes_settings and settings:
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1, cutoff=_CLOSE)
+        settings = [f"{name.replace('-', '_')}={value or '...'}" for name, value in _SETTING.findall(given)]
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        if not close and takes_settings and settings:
             hint = f"; settings are written without dashes: {' '.join(settings)}"
-        else:
-            hint = did_you_mean(unknown[0].partition("=")[0], self._option_string_actions, listed=False)
         self.error(f"unrecognized arguments: {given}{hint}")
 
 

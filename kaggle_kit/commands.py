@@ -65,7 +65,7 @@ def folds(options: argparse.Namespace) -> tuple[Result, int]:
     task = read_task(options.task)
     labels = read_edited_labels(task, options.data, options.edits, say=print)
     if options.check is None:
-        _check_sample(task, options.data)
+        _check_submission(task, options.data)
         return _make_folds(options, labels)
     return _check_folds(options, labels, options.out if options.check is True else options.check, task.labels.id)
 
@@ -85,15 +85,19 @@ def _check_folds(options: argparse.Namespace, labels: Labels, path: Path, id_col
     return {"checked": path, "findings": findings}, CHECK_FAILED if failed else DONE
 
 
-def _check_sample(task: Task, data: Path) -> None:
+def _check_submission(task: Task, data: Path) -> None:
     """Refuse a task that contradicts the sample submission: better now than when all is trained."""
-    from kaggle_kit.errors import DataError
-    from kaggle_kit.submission import misnamed_columns
+    from kaggle_kit.errors import some_of
+    from kaggle_kit.submission import check_columns, expected_images, expected_rows, unfilled_columns
 
-    if odd := misnamed_columns(task, data):
-        raise DataError(odd)
-    if not (data / task.submission.file).is_file():
-        print(f"note: there is no {data / task.submission.file}; rehearsal and submission need it")
+    sample = data / task.submission.file
+    if not sample.is_file():
+        print(f"note: there is no {sample}; rehearsal and submission need it")
+        return
+    check_columns(task, data)
+    expected_images(task, expected_rows(task, data))
+    if extra := unfilled_columns(task, data):
+        print(f"WARNING {sample} has column(s) {some_of(extra)}, which the task does not name")
 
 
 def _make_folds(options: argparse.Namespace, labels: Labels) -> tuple[Result, int]:

@@ -342,9 +342,8 @@ def _why(trial: _Trial, column: int, picked: int, interval: Interval) -> str:
 
 def _score(task: Task, truth: Classes, answers: Classes, drawn: Floats) -> Score:
     """Score answers, with intervals from (draws, heads) values that were drawn already."""
-    weights = np.array([head.weight for head in task.heads.values()])
     drawn = np.ascontiguousarray(drawn)  # sums are rounded by the order in memory
-    return with_intervals(score_answers(task, truth, answers), drawn, weights / weights.sum())
+    return with_intervals(score_answers(task, truth, answers), drawn, task)
 
 
 def _check(task: Task, truth: Classes, probs: Answers, folds: Ints, counts: Counts) -> None:

@@ -146,8 +146,8 @@ def run_demo(out: Path, settings: DemoSettings | None = None) -> DemoResult:
         found = fit_blend(runs)
         blend = found.blend
         save_blend(blend, out / "blend.json")
-        rules = "which decides" if blend.decision.is_plain else "beside which rules are fitted"
-        by = f"out-of-fold {found.scores.all.total:.4f} by the highest probability, {rules}"
+        rules = "and so does the bundle" if blend.decision.is_plain else "the bundle decides by fitted rules"
+        by = f"out-of-fold {found.scores.all.total:.4f} by the highest probability; {rules}"
         said.append(f"{_describe_mixes(blend)}, {by}")
     with stages.stage("bundle") as said:
         bundle = write_bundle(runs, blend, out / "bundle")

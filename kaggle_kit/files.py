@@ -213,7 +213,7 @@ def _lock_folder(folder: Path, *, wait: bool) -> int | None:
 
 
 def no_file(path: Path) -> str:
-    """Return that a file of the competition is missing, and its folder too where it is."""
+    """Return what to say of a competition's file that is missing, and of its folder where that is missing too."""
     if path.parent.is_dir():
         return f"{path} is missing; check the data folder and the task's file names"
     return f"{path} is missing, as there is no folder {path.parent}; check the data folder and the task's file names"

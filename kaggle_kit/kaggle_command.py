@@ -83,7 +83,7 @@ def _add_kernel(add: Adder) -> None:
         )
         for switch, text in (("--json", "print one machine-readable line last"), ("--debug", "show the traceback")):
             one.add_argument(switch, action="store_true", default=argparse.SUPPRESS, help=text)
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, parser=one)
         return one
 
     _add_making(verb)

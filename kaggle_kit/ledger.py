@@ -13,6 +13,7 @@ import datetime
 import getpass
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from kaggle_kit.runs import HISTORY, read_run
 from kaggle_kit.task import Metric
 
 FILE = "ledger.jsonl"
+TRIAL = re.compile(r"trial_\d{4,}")  # a trial's folder in that of its sweep
 NOTED = ("public", "private", "note", "author")
 _RANGES: dict[Metric, tuple[float, float]] = {"log_loss": (0, math.inf), "quadratic_kappa": (-1, 1)}  # others: 0 to 1
 _LOCK_S = 60
@@ -106,9 +108,13 @@ def read_runs(folder: Path) -> Listing:
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """Return the folders one or two levels below a folder that hold folds and no run."""
-    states = [*folder.glob(f"[!.]*/*/{HISTORY}"), *folder.glob(f"[!.]*/[!.]*/*/{HISTORY}")]
-    return sorted({path.parent.parent for path in states if not (path.parent.parent / "run.json").is_file()})
+    """Return the folders one or two levels below a folder whose folds were begun and that hold no run.
+
+    Trials of a sweep are left out: what it gave up on will not be gone on with.
+    """
+    histories = [*folder.glob(f"[!.]*/*/{HISTORY}"), *folder.glob(f"[!.]*/[!.]*/*/{HISTORY}")]
+    begun = {path.parent.parent for path in histories}
+    return sorted(path for path in begun if not (path / "run.json").is_file() and not TRIAL.fullmatch(path.name))
 
 
 def _same_run(paths: Sequence[Path]) -> str:

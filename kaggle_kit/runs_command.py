@@ -67,7 +67,7 @@ def add_runs_parser(add: Adder) -> None:
         one.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
-        one.set_defaults(run=run)
+        one.set_defaults(run=run, parser=one)
         return one
 
     for add_some in (_add_list, _add_note, _add_sharing, _add_shakeup, _add_adopt):

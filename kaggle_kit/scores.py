@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +13,14 @@ import numpy.typing as npt
 from kaggle_kit.decision import HALF
 from kaggle_kit.errors import DataError, some_of
 from kaggle_kit.labels import Classes
-from kaggle_kit.metrics import CLASS_METRICS, PROBABILITY_METRICS, confusion_matrix, have_curves, row_losses
+from kaggle_kit.metrics import (
+    CLASS_METRICS,
+    LOWER_IS_BETTER,
+    PROBABILITY_METRICS,
+    confusion_matrix,
+    have_curves,
+    row_losses,
+)
 from kaggle_kit.multilabel import MULTILABEL_METRICS, mark_rows
 from kaggle_kit.task import Head, Metric, Task
 
@@ -112,19 +120,22 @@ def score_answers(
     if not draws:
         return score
     resampled = bootstrap_heads(task, truth, [answers], draws=draws, seed=seed, groups=groups)[:, 0]  # (draws, heads)
-    return with_intervals(score, resampled, weights)
+    return with_intervals(score, resampled, task)
 
 
-def with_intervals(score: Score, drawn: Floats, weights: Floats) -> Score:
+def with_intervals(score: Score, drawn: Floats, task: Task) -> Score:
     """Return a score with the 95 % intervals of (draws, heads) resampled values, moved to lie around it.
 
     A resample lacks rare classes, which moves all macro scores one way; an interval is of how far they spread.
     """
-    values = np.column_stack([drawn, drawn @ weights])
+    values = np.column_stack([drawn, drawn @ head_weights(task)])
     moved = values + ([*score.heads.values(), score.total] - np.nanmean(values, axis=0))
-    possible = min(0.0, float(np.nanmin(values))), max(1.0, float(np.nanmax(values)))
-    *heads, total = middle_part(np.clip(moved, *possible))
+    *heads, total = middle_part(np.clip(moved, *_range_of(task.metric)))
     return replace(score, interval=total, head_intervals=dict(zip(score.heads, heads, strict=True)))
+
+
+def _range_of(metric: Metric) -> tuple[float, float]:
+    return 0.0 if metric != "quadratic_kappa" else -1.0, math.inf if metric in LOWER_IS_BETTER else 1.0
 
 
 def score_split(

@@ -57,16 +57,19 @@ def unfilled_columns(task: Task, root: Path) -> list[str]:
     return [name for name in read_header(root / task.submission.file) if name not in own]
 
 
-def misnamed_columns(task: Task, root: Path) -> str:
-    """Return how the sample submission's columns differ from those a submission will have; empty where they do not."""
+def check_columns(task: Task, root: Path) -> None:
+    """Refuse a task whose submission has columns that the sample submission lacks, where that is there.
+
+    Raises:
+        DataError: Naming both.
+    """
     path = root / task.submission.file
     header, own = read_header(path), [task.submission.id_column, *_submission_columns(task)]
-    if not header or set(header) == set(own):
-        return ""
-    return (
-        f"{path} has the columns {some_of(header, 9)}, and a submission of this task {some_of(own, 9)}; mend the "
-        "task's `submission` (form, id, target) or its heads' names"
-    )
+    if header and not set(own) <= set(header):
+        raise DataError(
+            f"{path} has the columns {some_of(header, 9)}, and a submission of this task {some_of(own, 9)}; mend the "
+            "task's `submission` (form, id, target) or its heads' names"
+        )
 
 
 def writes_probs(task: Task) -> bool:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import cv2
 import pytest
 from audited import files_task, scene, write_files
+from conftest import Toy
 
 from kaggle_kit.audit.examine import Audit, Options, examine
 from kaggle_kit.audit.report import write_report
@@ -73,3 +75,11 @@ def test_links_that_lead_nowhere_are_images_that_lack(tmp_path: Path) -> None:
     audit = audited(files_task(), tmp_path)
     assert found(audit, "missing_image") == ["2.png", "3.png"]
     assert found(audit, "missing_label") == ["9.png"]
+
+
+def test_a_submission_that_the_sample_contradicts_is_noted_without_a_test_too(files: Toy, tmp_path: Path) -> None:
+    task = dataclasses.replace(files.task, submission=dataclasses.replace(files.task.submission, target="label"))
+    (files.data / "test.csv").unlink()
+    audit = examine(task, files.data, tmp_path / "audit", Options(map_method="pca", fast=True))
+    (note,) = [note for note in audit.notes if note.startswith("No submission would be taken: ")]
+    assert note.endswith("or its heads' names.")

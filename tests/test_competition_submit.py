@@ -222,7 +222,10 @@ def test_a_competition_whose_rules_are_not_accepted_is_left_out_of_a_push(kernel
     assert there.changes == ["push"]
 
 
-@pytest.mark.parametrize(("owner", "competition", "flag"), [("OWNER", "digits", "--owner"), ("me", "COMPETITION", "-")])
+@pytest.mark.parametrize(
+    ("owner", "competition", "flag"),
+    [("OWNER", "digits", "--owner"), ("YOU", "digits", "--owner"), ("me", "COMPETITION", "--competition")],
+)
 def test_names_that_were_not_filled_in_are_refused_by_their_option(
     tmp_path: Path, owner: str, competition: str, flag: str
 ) -> None:

@@ -617,6 +617,14 @@ def test_attached_wheels_are_found_in_both_layouts(layout: str, session: Path) -
     assert inputs.attached_bundle(kaggle(root=session))[0].name == "bundle"
 
 
+def test_a_task_whose_submission_the_competition_contradicts_is_red(session: Path) -> None:
+    task = wide_task()
+    other = dataclasses.replace(task, submission=dataclasses.replace(task.submission, target="label"))
+    (odd, inputs_found) = inputs.check_competition(kaggle(root=session), other)
+    assert (odd.level, odd.what, inputs_found.level) == ("red", "task", "green")
+    assert "a submission of this task 'row_id', 'label'" in odd.found
+
+
 def test_what_is_not_attached_is_said(session: Path) -> None:
     here = kaggle(root=session)
     shutil.copytree(session / "input/datasets/me/bundle", session / "input/datasets/me/again")

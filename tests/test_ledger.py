@@ -126,6 +126,8 @@ def test_trainings_that_have_not_ended_are_told_of(tmp_path: Path) -> None:
         (tmp_path / name / "fold0" / HISTORY).touch()
         (problem,) = read_runs(tmp_path if name == "begun" else tmp_path / "sweep").problems
         assert f"the training {tmp_path / name} has not ended and is not listed" in problem
+    (tmp_path / "sweep" / "trial_0003" / "fold0").mkdir(parents=True)
+    (tmp_path / "sweep" / "trial_0003" / "fold0" / HISTORY).touch()  # given up by its sweep
     (problem,) = read_runs(tmp_path).problems
     assert problem.startswith("2 trainings have not ended and are not listed: ")
 

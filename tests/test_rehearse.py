@@ -413,6 +413,11 @@ def test_what_is_not_scored_of_a_hidden_test_is_said(trained: tuple[Toy, list[Ru
     lines = (hidden / "solution.csv").read_text().splitlines()
     (hidden / "solution.csv").write_text("\n".join(line for line in lines if not line.startswith("Test_0_")) + "\n")
     assert "lacks 1 of 9 images, and they are not scored: 'Test_0'" in next(solution_notes(toy.task, hidden))
+    (hidden / "solution.csv").write_text(
+        "\n".join([*lines, *(line.replace("Test_0_", "Other_") for line in lines if line.startswith("Test_0_"))])
+    )
+    with pytest.raises(DataError, match="solution.csv has .* that .*sample_submission.csv does not ask for: 'Other'"):
+        next(solution_notes(toy.task, hidden))
     (hidden / "solution.csv").unlink()
     assert next(solution_notes(toy.task, hidden)).endswith("solution.csv is not there: nothing was scored")
 

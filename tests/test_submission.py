@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from conftest import Toy, wide_task
 
-from kaggle_kit.errors import KitError, SubmissionError
+from kaggle_kit.errors import DataError, KitError, SubmissionError
 from kaggle_kit.labels import Labels
 from kaggle_kit.submission import (
+    check_columns,
     expected_images,
     expected_rows,
-    misnamed_columns,
     read_submission,
     score_submission,
     split_row_ids,
@@ -133,11 +133,12 @@ def test_columns_of_the_sample_that_the_task_does_not_name_are_found(wide: Toy) 
     assert len(expected_rows(wide.task, wide.data)) == len(lines) - 1
 
 
-def test_a_sample_with_other_columns_than_the_task_says_is_told_of(files: Toy) -> None:
-    assert misnamed_columns(files.task, files.data) == ""
+def test_a_sample_without_a_column_of_the_submission_is_refused(files: Toy) -> None:
+    sample = files.data / files.task.submission.file
+    sample.write_text(sample.read_text().replace("\n", ",Public\n").replace(",Public", ",Usage", 1))
+    check_columns(files.task, files.data)  # one more than ours is none of our doing
     other = replace(files.task, submission=replace(files.task.submission, target="label"))
-    assert "a submission of this task 'image', 'label'; mend the task's `submission`" in misnamed_columns(
-        other, files.data
-    )
-    (files.data / files.task.submission.file).unlink()
-    assert misnamed_columns(other, files.data) == ""
+    with pytest.raises(DataError, match="a submission of this task 'image', 'label'; mend the task's `submission`"):
+        check_columns(other, files.data)
+    sample.unlink()
+    check_columns(other, files.data)

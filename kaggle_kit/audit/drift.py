@@ -270,7 +270,7 @@ def _suspects(rows: Ints, is_test: Ints, chances: Values) -> dict[int, float]:
 def _verdict(auc: float, half: float, visible_auc: float, drifted: tuple[Drifted, ...]) -> str:
     measured = f"AUC {auc:.3f}, 95 % {max(0.0, auc - half):.3f} to {min(1.0, auc + half):.3f}"
     if auc - half <= 0.5 or auc < NOTHING:
-        told = "no better than chance" if auc - half <= 0.5 else "hardly"
+        told = "not provably better than by chance" if auc - half <= 0.5 else "hardly"
         return f"Train and test look alike: a classifier tells them apart {told} ({measured})."
     how = "slightly" if auc < SLIGHT else "clearly" if auc < STRONG else "strongly"
     text = f"The test differs {how} from train ({measured})"

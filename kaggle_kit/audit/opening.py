@@ -15,7 +15,7 @@ from kaggle_kit.pixels import Image
 from kaggle_kit.sources import PackedSource, Source, image_folder, listed_ids, open_source
 from kaggle_kit.sources.encoded import EncodedSource
 from kaggle_kit.sources.files import IMAGE_SUFFIXES, ZIP_ERRORS, list_files, open_files
-from kaggle_kit.submission import expected_images, expected_rows, misnamed_columns
+from kaggle_kit.submission import check_columns, expected_images, expected_rows
 from kaggle_kit.tables import Text
 from kaggle_kit.task import Task
 
@@ -96,6 +96,10 @@ def open_splits(task: Task, data: Path, label_ids: Text, *, packed: Path | None 
         notes.append(f"The test was left out: {error}.")
     asked, asking_note = _asked_ids(task, data)
     notes += [asking_note] if asking_note and "test" in sources else []
+    try:
+        check_columns(task, data)
+    except DataError as error:
+        notes.append(f"No submission would be taken: {error}.")
     there: dict[Split, Text] = {split: source.ids for split, source in sources.items()}
     misnamed = {split: _printable(ids[~writable(ids)]) for split, ids in lacking.items()}
     lacking = {split: ids[writable(ids)] for split, ids in lacking.items()}
@@ -182,9 +186,9 @@ def _there(source: EncodedSource) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
 
 
 def _asked_ids(task: Task, data: Path) -> tuple[Text | None, str]:
-    """Return the images that the sample submission asks about, or None, and what is wrong with it."""
+    """Return the images that the sample submission asks about, or None and why not."""
     try:
-        return expected_images(task, expected_rows(task, data)), misnamed_columns(task, data)
+        return expected_images(task, expected_rows(task, data)), ""
     except KitError as error:
         return None, f"Test images were not compared with the sample submission: {error}."
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from kaggle_kit.errors import KitError, some_of
+from kaggle_kit.errors import DataError, KitError, some_of
 from kaggle_kit.machine import memory_bytes
 from kaggle_kit.platform.processes import GB
 from kaggle_kit.platform.session import Session, SessionLimits
@@ -74,13 +74,24 @@ def submission_fault(task: Task, submission: Path, competition: Path) -> str:
 
 
 def solution_notes(task: Task, hidden: Path) -> Iterator[str]:
-    """Yield why a hidden test's score is none, or not of all its images."""
+    """Yield why a hidden test's score is none, or not of all its images.
+
+    Raises:
+        DataError: When its solution holds images that its sample submission does not ask for, or cannot be read.
+    """
     solution = hidden / "solution.csv"
     if not solution.is_file():
         yield f"{solution} is not there: nothing was scored"
         return
     asked = expected_images(task, expected_rows(task, hidden))
-    lacking = asked[~np.isin(asked, read_submission(task, solution)[0])]
+    solved = read_submission(task, solution)[0]
+    unasked = solved[~np.isin(solved, asked)]
+    if len(unasked):
+        raise DataError(
+            f"{solution} has {len(unasked):,} image(s) that {hidden / task.submission.file} does not ask for: "
+            f"{some_of(unasked)}; give both the same images"
+        )
+    lacking = asked[~np.isin(asked, solved)]
     if len(lacking):
         yield f"{solution} lacks {len(lacking):,} of {len(asked):,} images, and they are not scored: {some_of(lacking)}"
 

@@ -15,7 +15,7 @@ from kaggle_kit.platform.probe import Tried
 from kaggle_kit.platform.surroundings import Surroundings
 from kaggle_kit.runtime.bundle import MANIFEST
 from kaggle_kit.runtime.mounts import find_bundle, find_competition, find_engines
-from kaggle_kit.submission import misnamed_columns
+from kaggle_kit.submission import check_columns
 from kaggle_kit.task import Task, task_from_plain
 
 METADATA = "kernel-metadata.json"
@@ -87,8 +87,10 @@ def check_competition(here: Surroundings, task: Task | None) -> Iterator[Finding
             level="red", what="inputs", found=str(error), repair=ATTACH.format('"competition_sources": ["SLUG"]')
         )
     else:
-        if odd := misnamed_columns(task, folder):
-            yield Finding(level="red", what="task", found=odd, repair="mend the task, and make its bundle again")
+        try:
+            check_columns(task, folder)
+        except DataError as error:
+            yield Finding(level="red", what="task", found=str(error), repair="then make the bundle again")
         yield Finding(level="green", what="inputs", found=f"{folder} has {file}; attached: {some_of(names, 9)}")
 
 

@@ -145,9 +145,9 @@ def _checked_kernel(folder: Path, competition: str) -> KernelMetadata:
     kernel = read_kernel(folder, internet=False)
     if competition not in kernel.competitions:
         raise KaggleError(
-            f"{folder / KERNEL_METADATA} does not attach the competition {competition!r} (a task's name is taken as "
-            "its slug); add it to `competition_sources`, or write --competition with one that it attaches: "
-            f"{', '.join(kernel.competitions) or 'there is none'}"
+            f"{folder / KERNEL_METADATA} does not attach the competition {competition!r} (with --task, the task's name "
+            "is the slug); add it to `competition_sources`, or give --competition one of those that it attaches: "
+            f"{', '.join(kernel.competitions) or 'none'}"
         )
     refuse(check_kernel(folder), f"{folder} is not submitted")
     return kernel

@@ -15,7 +15,7 @@ from kaggle_kit.errors import DataError, KitError, RehearsalError, some_of
 from kaggle_kit.platform.wheel import build_wheel
 from kaggle_kit.runtime.bundle import open_bundle
 from kaggle_kit.sources import image_folder, listed_ids
-from kaggle_kit.submission import misnamed_columns
+from kaggle_kit.submission import check_columns
 from kaggle_kit.task import Task
 
 Layout = Literal["new", "old"]
@@ -109,8 +109,8 @@ def check_inputs(inputs: Inputs, *, hidden: Path | None, visible: bool) -> None:
     if hidden is not None and (missing := _lacking(hidden, parts)):
         raise DataError(f"{hidden} lacks {some_of(missing)}; a hidden test is made of {told}")
     for folder in (inputs.data, hidden):
-        if folder is not None and (odd := misnamed_columns(task, folder)):
-            raise DataError(odd)
+        if folder is not None:
+            check_columns(task, folder)
 
 
 def wheel_warnings(attached: tuple[Path, ...]) -> Iterator[str]:
