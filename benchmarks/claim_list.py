@@ -32,6 +32,7 @@ class Pair:
     new: Answers
     old: Answers
     cost: tuple[float, float] | None  # minutes of processor time of the trainings, without and with
+    worst_fold: float = 1.0  # of both, out of fold
 
 
 def one_change(outcomes: Sequence[Outcome]) -> Pair:
