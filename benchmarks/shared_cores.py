@@ -3,8 +3,10 @@
     python benchmarks/shared_cores.py DATA_FOLDER --work DIR [--rounds 3]
 
 Trains a small network on caltech_photos.zip by `kaggle-kit train`, two epochs, alone and beside busy processes, taking
-turns: with GNU OpenMP's own spinning of idle threads (300,000 turns), and with the kit's. Prints images a second of the
-second epoch, the middle of the rounds.
+turns. These are in sessions of their own, as another terminal's are: where Linux groups by session
+(`cat /proc/sys/kernel/sched_autogroup_enabled` says 1), each session has an equal share. Compared are GNU OpenMP's own
+spinning of idle threads (300,000 turns) and the kit's. Prints images a second of the second epoch, the middle of the
+rounds.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ SETTINGS = ("model=tiny_resnet", "model.input_size=[64,96]", "epochs=2", "loader
 
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
-    """Keep as many processes busy as are asked for."""
-    started = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(number)]
+    """Keep as many processes busy as are asked for, each in a session of its own."""
+    started = [subprocess.Popen([sys.executable, "-c", BUSY], start_new_session=True) for _ in range(number)]
     try:
         yield
     finally:
